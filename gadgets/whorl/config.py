@@ -1,0 +1,229 @@
+"""All settings of a reconstruction: one frozen object, filled once where a scan comes in.
+
+A property has the same name here, in a Gadgetron configuration (`<property name= value=>`), in
+the JSON parameters of FIRE and behind `-p` on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import typing
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+
+class SettingsError(ValueError):
+    """A property that does not exist, or a value that cannot be used; the text is for the operator."""
+
+
+def _setting(
+    default: Any, text: str, *, low: float | None = None, high: float | None = None, path: bool = False
+) -> Any:
+    return field(default=default, metadata={"text": text, "low": low, "high": high, "path": path})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one reconstruction. Zero or empty means "decided from the scan" where it says so."""
+
+    # What is made
+    method: Literal["inr", "lowrank"] = _setting("inr", "reconstruction of the subspace images")
+    output_dtype: Literal["uint16", "float32"] = _setting(
+        "uint16", "pixels: scaled integers, or physical values with slope 1"
+    )
+    deadline_s: float = _setting(
+        0.0, "time for one slice after its last readout; then its low-rank maps are sent; 0: none", low=0
+    )
+
+    # What was scanned, where the stream does not say it or says it wrongly
+    sequence: str = _setting("", "CSV file with the train: columns flip_deg,tr_ms,te_ms", path=True)
+    inversion_time_ms: float = _setting(-1.0, "inversion delay; 0: no inversion; -1: from the header", low=-1)
+    timepoint: Literal["auto", "user_int", "repetition", "contrast", "set", "arrival"] = _setting(
+        "auto", "counter that numbers the timepoints"
+    )
+    trajectory_units: Literal["auto", "cycles/pixel", "±1", "rad/pixel", "cycles/FOV", "1/m", "1/cm"] = (
+        _setting("auto", "unit of the attached trajectory")
+    )
+    density: Literal["attached", "computed"] = _setting(
+        "attached", "density compensation: third trajectory column if there is one, or always computed"
+    )
+    fov_shift: Literal["none"] = _setting(
+        "none", "off-centre shift of the data; they are demodulated already"
+    )
+    whiten: Literal["auto", "off"] = _setting("auto", "whiten the coils if noise readouts came")
+    min_readouts: float = _setting(0.9, "share of the timepoints that a slice must have", low=0.05, high=1)
+
+    # Signal model
+    t1_min_ms: float = _setting(20.0, "shortest T1 of the dictionary", low=1)
+    t1_max_ms: float = _setting(5000.0, "longest T1 of the dictionary", low=1)
+    t2_min_ms: float = _setting(4.0, "shortest T2 of the dictionary", low=0.5)
+    t2_max_ms: float = _setting(3000.0, "longest T2 of the dictionary", low=0.5)
+    dictionary_step: float = _setting(
+        0.05, "relative step of T1 and T2 in the dictionary", low=0.005, high=0.3
+    )
+    energy: float = _setting(0.9999, "signal energy that the temporal basis keeps", low=0.5, high=1)
+    n_coefficients: int = _setting(0, "size K of the temporal basis; 0: by energy", low=0, high=64)
+
+    # k-space
+    virtual_coils: int = _setting(0, "virtual coils after compression; 0: by energy", low=0, high=128)
+    nufft: Literal["auto", "finufft", "sigpy"] = _setting("auto", "NUFFT back end")
+    device: Literal["auto", "cpu", "cuda"] = _setting(
+        "auto", "where the arrays live; auto: a GPU if there is one"
+    )
+
+    # Joint implicit neural representation
+    start: Literal["corrected", "adjoint"] = _setting(
+        "corrected", "what is fitted: x0 corrected for the interleaf order, or x0 as published"
+    )
+    correction_steps: int = _setting(4, "conjugate-gradient steps of the corrected start", low=0, high=100)
+    fit: Literal["varpro", "adam"] = _setting(
+        "varpro", "output head solved in each iteration, or all weights by Adam"
+    )
+    iterations: int = _setting(0, "iterations of the fit; 0: 60 for varpro, 300 for adam", low=0, high=100000)
+    levels: int = _setting(8, "resolution levels of the grid encoder", low=1, high=32)
+    features: int = _setting(4, "features of each level", low=1, high=64)
+    base_resolution: int = _setting(16, "grid points of the coarsest level along the longer side", low=2)
+    finest_resolution: int = _setting(128, "grid points of the finest level along the longer side", low=2)
+    hidden: int = _setting(64, "width of the MLP, size F of the joint feature vector", low=1, high=1024)
+    learning_rate: float = _setting(0.1, "largest learning rate of varpro; adam uses a tenth", low=0)
+    lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
+    lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)
+    ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)
+    seed: int = _setting(0, "seed of the initial weights", low=0)
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, object], *, paths: bool = True) -> Settings:
+        """Make settings of names and values as a configuration gives them (texts or JSON values).
+
+        Parameters
+        ----------
+        properties
+            Values by property name; a value may be a text.
+        paths
+            Whether properties that name a file are allowed; never for what came over a network.
+
+        Raises
+        ------
+        SettingsError
+            For an unknown name (with the nearest one), an unreadable value or one out of its range.
+        """
+        known = {f.name: f for f in fields(cls)}
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for name, value in properties.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                raise SettingsError(
+                    f'unknown property "{name}"'
+                    + (f', did you mean "{near[0]}"?' if near else f"; known are {', '.join(known)}")
+                )
+            meta = known[name].metadata
+            if meta["path"] and value and not paths:
+                raise SettingsError(
+                    f'property "{name}" names a file, which is not taken from the network: '
+                    f"set it where the server is started"
+                )
+            values[name] = _coerce(name, value, hints[name], meta["low"], meta["high"])
+        settings = cls(**values)
+        for quantity in ("t1", "t2"):
+            low, high = getattr(settings, f"{quantity}_min_ms"), getattr(settings, f"{quantity}_max_ms")
+            if low >= high:
+                raise SettingsError(
+                    f"{quantity}_min_ms is {low:g}, {quantity}_max_ms is {high:g}: expected min < max"
+                )
+        if settings.base_resolution > settings.finest_resolution:
+            raise SettingsError(
+                f"base_resolution is {settings.base_resolution}, "
+                f"finest_resolution is {settings.finest_resolution}: expected base <= finest"
+            )
+        return settings
+
+    def digest(self) -> str:
+        """Short hash of all settings, for the provenance of an image."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _coerce(name: str, value: object, hint: Any, low: float | None, high: float | None) -> Any:
+    """Read one value as the type of its field; `ValueError` in the operator's words."""
+    choices = typing.get_args(hint)
+    text = str(value).strip()
+    if choices:
+        match = {c.lower(): c for c in choices}.get(text.lower().replace("+-1", "±1"))
+        if match is None:
+            raise SettingsError(f'property "{name}" is "{text}": expected one of {", ".join(choices)}')
+        return match
+    if hint is str:
+        return text
+    try:
+        number = hint(text)
+    except ValueError as error:
+        kind = "a whole number" if hint is int else "a number"
+        raise SettingsError(f'property "{name}" is "{text}": expected {kind}') from error
+    if not (number == number and abs(number) != float("inf")):
+        raise SettingsError(f'property "{name}" is "{text}": expected a finite number')
+    if (low is not None and number < low) or (high is not None and number > high):
+        bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+        raise SettingsError(f'property "{name}" is "{text}": expected {bounds}')
+    return number
+
+
+def properties_from_xml(text: str | bytes) -> dict[str, str]:
+    """The properties in a configuration text: of its external node, or of a bare `<configuration>`.
+
+    Raises
+    ------
+    SettingsError
+        If the text is not XML, declares entities or has a property without name or value.
+    """
+    raw = text.encode() if isinstance(text, str) else text
+    raw = raw.rstrip(b"\0 \r\n\t")
+    if not raw:
+        return {}
+    if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
+        raise SettingsError("the configuration declares a document type or entities, which are not accepted")
+    try:
+        root = ElementTree.fromstring(raw)
+    except ElementTree.ParseError as error:
+        raise SettingsError(f"the configuration is not readable XML: {error}") from error
+    holder = root.find(".//external/configuration")
+    properties: dict[str, str] = {}
+    for element in (root if holder is None else holder).iter("property"):
+        # Gadgetron's older form has <name> and <value> as children.
+        name = element.get("name", element.findtext("name"))
+        value = element.get("value", element.findtext("value"))
+        if name is None or value is None:
+            raise SettingsError("a property of the configuration lacks its name or its value")
+        properties[name] = value
+    return properties
+
+
+def properties_from_json(text: str | bytes) -> dict[str, object]:
+    """The `parameters` object of a FIRE parameter text.
+
+    Raises
+    ------
+    SettingsError
+        If the text is not a JSON object with an object `parameters`.
+    """
+    raw = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    try:
+        document = json.loads(raw.rstrip("\0 \r\n\t"))
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"the parameters are not readable JSON: {error}") from error
+    parameters = document.get("parameters", {}) if isinstance(document, dict) else None
+    if not isinstance(parameters, dict):
+        raise SettingsError('the JSON parameters have no object "parameters"')
+    return parameters
+
+
+def describe() -> str:
+    """All properties with their defaults and meanings, one line each."""
+    return "\n".join(
+        f"{f.name} = {f.default!r}  {f.metadata['text']}"
+        for f in fields(Settings)
+        if f.default is not MISSING
+    )

@@ -1,0 +1,135 @@
+"""Receive coils: noise whitening, compression to virtual coils, sensitivity maps.
+
+Letters: C coils, V virtual coils, S samples, Y X pixels, K coefficients.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def whitening_matrix(covariance: Tensor) -> Tensor:
+    """`(C, C)` matrix that makes noise of this covariance white with variance 1: the inverse
+    Cholesky factor.
+
+    Parameters
+    ----------
+    covariance
+        `(C, C)` Hermitian, ``mean(n nᴴ)`` of noise samples.
+
+    Raises
+    ------
+    ValueError
+        If the covariance is not positive definite (a dead coil, or fewer noise samples than coils).
+
+    References
+    ----------
+    Pruessmann et al., Magn Reson Med 46:638 (2001), doi:10.1002/mrm.1241.
+    """
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    scale = covariance.diagonal().real
+    if int(info) or not float(factor.diagonal().real.min()) > 1e-5 * float(scale.max()) ** 0.5:
+        raise ValueError(
+            f"the noise of {len(covariance)} coils is not positive definite "
+            f"(variances {float(scale.min()):.3g} to {float(scale.max()):.3g})"
+        )
+    return torch.linalg.solve_triangular(
+        factor, torch.eye(len(covariance), dtype=factor.dtype, device=factor.device), upper=False
+    )
+
+
+def compression_matrix(kspace: Tensor, n_virtual: int = 0, *, energy: float = 0.995) -> Tensor:
+    """`(V, C)` orthonormal rows: the strongest virtual coils of some readouts.
+
+    Parameters
+    ----------
+    kspace
+        Complex `(..., C, S)`, whitened.
+    n_virtual
+        V; 0: as many as keep `energy`.
+    energy
+        Share of the signal energy that is kept.
+
+    References
+    ----------
+    Buehrer et al., Magn Reson Med 57:1131 (2007), doi:10.1002/mrm.21237.
+    """
+    C = kspace.shape[-2]
+    flat = kspace.transpose(-1, -2).reshape(-1, C)
+    # ||x||² over readouts is counted by their conjugate products; eigenvectors come in rising order.
+    values, vectors = torch.linalg.eigh(flat.T @ flat.conj())
+    values = values.flip(0).clamp_min(0)
+    if not n_virtual:
+        kept = torch.cumsum(values, 0) / values.sum().clamp_min(1e-30)
+        n_virtual = int((kept < energy).sum()) + 1
+    return vectors.flip(1)[:, : min(n_virtual, C)].conj().T.contiguous()
+
+
+def _gaussian_1d(sigma: float, device: torch.device) -> Tensor:
+    reach = max(1, int(np.ceil(3 * sigma)))
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=device) / sigma) ** 2)
+    return taps / taps.sum()
+
+
+def smooth(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of the last two axes; `sigma` in pixels, zero outside the field of view."""
+    taps = _gaussian_1d(sigma, images.device)
+    if images.is_complex():
+        return torch.complex(smooth(images.real, sigma), smooth(images.imag, sigma))
+    flat = images.reshape(-1, 1, *images.shape[-2:])
+    half = len(taps) // 2
+    flat = torch.nn.functional.conv2d(flat, taps.reshape(1, 1, -1, 1), padding=(half, 0))
+    flat = torch.nn.functional.conv2d(flat, taps.reshape(1, 1, 1, -1), padding=(0, half))
+    return flat.reshape(images.shape)
+
+
+def coil_maps(coil_images: Tensor, *, sigma: float = 4.0, iterations: int = 4) -> Tensor:
+    """Sensitivity maps from subspace images of all coils (Walsh's adaptive combination).
+
+    The map of a pixel is the dominant eigenvector of the coil covariance around it, summed over
+    the coefficients, with unit norm. Its free phase is set so that the combined, smoothed first
+    coefficient is real and positive: the combined images are smooth where the object is.
+
+    Parameters
+    ----------
+    coil_images
+        Complex `(K, C, Y, X)`.
+    sigma
+        Width of the neighbourhood in pixels.
+    iterations
+        Power iterations for the eigenvector.
+
+    Returns
+    -------
+    Tensor
+        `(C, Y, X)`, unit norm over the coils wherever there is signal.
+
+    References
+    ----------
+    Walsh et al., Magn Reson Med 43:682 (2000), doi:10.1002/(SICI)1522-2594(200005)43:5<682::AID-MRM10>3.0.CO;2-G.
+    """
+    C = coil_images.shape[1]
+    rows, columns = torch.triu_indices(C, C, device=coil_images.device)
+    upper = torch.zeros(
+        (len(rows), *coil_images.shape[2:]), dtype=coil_images.dtype, device=coil_images.device
+    )
+    for images in coil_images:
+        upper += images[rows] * images[columns].conj()
+    upper = smooth(upper, sigma)
+    covariance = torch.empty((C, C, *upper.shape[1:]), dtype=upper.dtype, device=upper.device)
+    covariance[rows, columns] = upper
+    covariance[columns, rows] = upper.conj()  # the diagonal is real
+    reference = smooth(coil_images[0], sigma)  # (C, Y, X)
+    vector = reference
+    for _ in range(iterations):
+        vector = torch.einsum("cdyx,dyx->cyx", covariance, vector)
+        vector = vector / torch.linalg.vector_norm(vector, dim=0).clamp_min(1e-30)
+    overlap = (vector.conj() * reference).sum(0)
+    return vector * (overlap / overlap.abs().clamp_min(1e-30))
+
+
+def combine(coil_images: Tensor, csm: Tensor) -> Tensor:
+    """Coil combination, the adjoint of the sensitivities: `(K, C, Y, X)` and `(C, Y, X)` to `(K, Y, X)`."""
+    return torch.einsum("kcyx,cyx->kyx", coil_images, csm.conj())

@@ -1,0 +1,213 @@
+"""Readouts of one slice: received into preallocated memory, compressed, folded into the subspace.
+
+Letters: T timepoints, K coefficients, C coils, V virtual coils, I interleaves, S samples, R readouts.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whorl.kspace.accumulate import fold, fold_gram
+from whorl.kspace.coils import compression_matrix
+from whorl.scan.integrity import Tally
+from whorl.scan.readout import Readout
+
+#: Readouts that are compressed together; their energies choose the virtual coils of the slice.
+_BLOCK = 64
+
+
+class Interleaves:
+    """The distinct trajectories of a scan, numbered in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+        self._trajectories: list[NDArray[np.float32]] = []
+
+    def number(self, trajectory: NDArray[np.float32]) -> int:
+        """Number of a trajectory `(S, D)`."""
+        key = trajectory.tobytes()
+        if key not in self._numbers:
+            self._numbers[key] = len(self._trajectories)
+            self._trajectories.append(trajectory.copy())
+        return self._numbers[key]
+
+    def __len__(self) -> int:
+        return len(self._trajectories)
+
+    def stack(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Trajectories `(I, S, D)` of some numbers."""
+        return np.stack([self._trajectories[n] for n in numbers])
+
+
+@dataclass(frozen=True, slots=True)
+class SubspaceKspace:
+    """What a slice's reconstruction starts from.
+
+    Parameters
+    ----------
+    bins
+        `(I, K, V, S)` complex64: ``Uᴴy`` by interleaf.
+    gram
+        `(I, K, K)` complex64: ``Σ conj(u_t) u_tᵀ`` by interleaf.
+    interleaves
+        `(I,)` numbers of the interleaves that were visited, in `Interleaves`.
+    """
+
+    bins: Tensor
+    gram: Tensor
+    interleaves: NDArray[np.int64]
+
+
+class SliceBuffer:
+    """Collects one slice.
+
+    Readouts are staged in one preallocated block; a full block is whitened and compressed to
+    virtual coils by one matrix product. Compressed rows are then kept raw, or, once the basis is
+    known and the folded form is the smaller one, folded at once.
+
+    Parameters
+    ----------
+    first
+        The slice's first imaging readout: its size is that of all others.
+    whitening
+        `(C, C)` or ``None``.
+    n_virtual
+        Virtual coils V; 0: by energy.
+    device
+        Where the compressed data live.
+    """
+
+    def __init__(
+        self, first: Readout, whitening: Tensor | None, n_virtual: int, device: torch.device
+    ) -> None:
+        C, S = first.data.shape
+        self.head: np.void = first.head.copy()
+        self._staging = np.empty((_BLOCK, C, S), dtype=np.complex64)
+        self._staged = 0
+        self._whitening = whitening
+        self._n_virtual = n_virtual
+        self._device = device
+        self._matrix: Tensor | None = None  # whitening and compression in one, (V, C)
+        self._rows: list[Tensor] = []  # blocks (R, V, S) that are not folded yet
+        self._heads: list[np.void] = []  # of rows and staged readouts that are not placed yet
+        self._digests: list[int] = []
+        self._interleaf: list[int] = []
+        self._timepoint: list[int] = []  # -1: not used
+        self._seen: dict[int, int] = {}  # timepoint -> digest of its data
+        self._bins: Tensor | None = None
+        self._gram: Tensor | None = None
+        self._place: Callable[[NDArray[np.void]], NDArray[np.int64]] | None = None
+        self._n_timepoints = 0
+
+    @property
+    def heads(self) -> NDArray[np.void]:
+        """`(R,)` headers of the readouts that have no timepoint yet."""
+        return np.array(self._heads, dtype=self.head.dtype)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._heads)
+
+    @property
+    def n_seen(self) -> int:
+        """Distinct timepoints that have come."""
+        return len(self._seen)
+
+    def add(self, readout: Readout, interleaf: int, tally: Tally) -> None:
+        """Take over one readout; it is copied."""
+        self._staging[self._staged] = readout.data
+        self._staged += 1
+        self._heads.append(readout.head.copy())
+        self._digests.append(zlib.crc32(readout.data.tobytes()))
+        self._interleaf.append(interleaf)
+        if self._place is not None:
+            self._place_waiting(tally)
+        if self._staged == _BLOCK:
+            self._compress()
+
+    def number_timepoints(
+        self, place: Callable[[NDArray[np.void]], NDArray[np.int64]], n_timepoints: int, tally: Tally
+    ) -> None:
+        """From now on timepoints are known: `place` maps headers to them."""
+        self._place, self._n_timepoints = place, n_timepoints
+        self._place_waiting(tally)
+
+    def _place_waiting(self, tally: Tally) -> None:
+        assert self._place is not None
+        if not self._heads:
+            return
+        first = len(self._timepoint)
+        for offset, t in enumerate(self._place(self.heads).tolist()):
+            digest = self._digests[first + offset]
+            if not 0 <= t < self._n_timepoints:
+                tally["with a timepoint outside the train were dropped"] += 1
+                t = -1
+            elif t in self._seen:
+                same = self._seen[t] == digest
+                tally["came twice" if same else "came again with other data; the first one counts"] += 1
+                t = -1
+            else:
+                self._seen[t] = digest
+            self._timepoint.append(t)
+        self._heads.clear()
+
+    def _compress(self) -> None:
+        """Move the staged readouts to the compressed rows."""
+        if not self._staged:
+            return
+        block = torch.from_numpy(self._staging[: self._staged]).to(self._device)
+        if self._matrix is None:
+            white = block if self._whitening is None else self._whitening.to(block) @ block
+            compression = compression_matrix(white, self._n_virtual)
+            self._matrix = compression if self._whitening is None else compression @ self._whitening.to(block)
+        self._rows.append(self._matrix @ block)
+        self._staged = 0
+
+    def fold(self, basis: Tensor) -> None:
+        """Fold all compressed rows into the subspace and free them."""
+        n_rows = sum(len(rows) for rows in self._rows)
+        if not n_rows:
+            return
+        V, S = self._rows[0].shape[1:]
+        K, n_bins = basis.shape[1], max(self._interleaf[:n_rows]) + 1
+        have = 0 if self._bins is None else len(self._bins)
+        if n_bins > have:
+            bins = torch.zeros((n_bins, K, V, S), dtype=torch.complex64, device=self._device)
+            gram = torch.zeros((n_bins, K, K), dtype=torch.complex64, device=self._device)
+            if self._bins is not None and self._gram is not None:
+                bins[:have], gram[:have] = self._bins, self._gram
+            self._bins, self._gram = bins, gram
+        assert self._bins is not None
+        assert self._gram is not None
+        timepoint = torch.tensor(self._timepoint[:n_rows], device=self._device)
+        interleaf = torch.tensor(self._interleaf[:n_rows], device=self._device)
+        start = 0
+        for rows in self._rows:
+            t, i = timepoint[start : start + len(rows)], interleaf[start : start + len(rows)]
+            used = t >= 0
+            fold(self._bins, rows[used], t[used], i[used], basis)
+            fold_gram(self._gram, t[used], i[used], basis)
+            start += len(rows)
+        self._rows.clear()
+        # What is left belongs to readouts that are still staged.
+        self._timepoint, self._interleaf, self._digests = (
+            values[n_rows:] for values in (self._timepoint, self._interleaf, self._digests)
+        )
+
+    def finish(self, basis: Tensor) -> SubspaceKspace:
+        """Fold what is left and hand the slice over."""
+        self._compress()
+        self.fold(basis)
+        assert self._bins is not None
+        assert self._gram is not None
+        visited = torch.nonzero(self._gram.diagonal(dim1=1, dim2=2).abs().sum(1) > 0)[:, 0]
+        if len(visited) < len(self._bins):
+            return SubspaceKspace(self._bins[visited], self._gram[visited], visited.cpu().numpy())
+        return SubspaceKspace(self._bins, self._gram, visited.cpu().numpy())

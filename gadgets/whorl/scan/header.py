@@ -1,0 +1,99 @@
+"""What the MRD header says about a scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ismrmrd
+
+from whorl.scan.failure import ScanError
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A matrix and its field of view, both in order (x, y, z); millimetres."""
+
+    matrix: tuple[int, int, int]
+    fov_mm: tuple[float, float, float]
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        return self.fov_mm[0] / self.matrix[0], self.fov_mm[1] / self.matrix[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The part of an MRD header that a reconstruction needs; lists are empty where the header has none.
+
+    `n_timepoints_announced` is the largest of the repetition, contrast and set limits plus one,
+    `n_slices_announced` the slice limit plus one.
+    """
+
+    encoded: Space
+    recon: Space
+    flip_deg: tuple[float, ...]
+    tr_ms: tuple[float, ...]
+    te_ms: tuple[float, ...]
+    ti_ms: tuple[float, ...]
+    n_timepoints_announced: int
+    n_slices_announced: int
+    protocol_name: str
+
+
+def read_header(xml: bytes | str) -> Header:
+    """Read an MRD header document.
+
+    Raises
+    ------
+    ScanError
+        If the document cannot be read, declares entities, or lacks a usable matrix or field of view.
+    """
+    raw = xml.encode() if isinstance(xml, str) else xml
+    raw = raw.rstrip(b"\0 \r\n\t")
+    if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
+        raise ScanError("the MRD header declares a document type or entities, which are not accepted")
+    try:
+        document = ismrmrd.xsd.CreateFromDocument(raw)
+    except Exception as error:  # whatever the XML binding raises, the operator needs one sentence
+        raise ScanError(
+            f"the MRD header cannot be read: {str(error).splitlines()[0] or type(error).__name__}"
+        ) from error
+    encodings = list(getattr(document, "encoding", None) or [])
+    if not encodings:
+        raise ScanError("the MRD header has no encoding: matrix and field of view are not known")
+    spiral = [e for e in encodings if "spiral" in str(getattr(e.trajectory, "value", e.trajectory)).lower()]
+    encoding = (spiral or encodings)[0]
+    sequence = document.sequenceParameters
+
+    def values(name: str) -> tuple[float, ...]:
+        return tuple(float(v) for v in (getattr(sequence, name, None) or []))
+
+    def announced(name: str) -> int:
+        limit = getattr(encoding.encodingLimits, name, None)
+        return 1 if limit is None else int(limit.maximum) + 1
+
+    measurement = document.measurementInformation
+    return Header(
+        encoded=_space(encoding.encodedSpace, "encodedSpace"),
+        recon=_space(encoding.reconSpace, "reconSpace"),
+        flip_deg=values("flipAngle_deg"),
+        tr_ms=values("TR"),
+        te_ms=values("TE"),
+        ti_ms=values("TI"),
+        n_timepoints_announced=max(announced(name) for name in ("repetition", "contrast", "set")),
+        n_slices_announced=announced("slice"),
+        protocol_name=str(getattr(measurement, "protocolName", None) or ""),
+    )
+
+
+def _space(space: object, name: str) -> Space:
+    try:
+        matrix = tuple(int(getattr(space.matrixSize, axis)) for axis in "xyz")  # type: ignore[attr-defined]
+        fov_mm = tuple(float(getattr(space.fieldOfView_mm, axis)) for axis in "xyz")  # type: ignore[attr-defined]
+    except (AttributeError, TypeError) as error:
+        raise ScanError(f"{name} of the MRD header lacks its matrix or field of view") from error
+    if not (2 <= min(matrix[:2]) and max(matrix[:2]) <= 2048 and matrix[2] >= 1):
+        raise ScanError(f"{name} of the MRD header has matrix {matrix}: expected 2 to 2048 in x and y")
+    if not all(0 < edge < 1e5 for edge in fov_mm[:2]):
+        raise ScanError(f"{name} of the MRD header has a field of view of {fov_mm} mm: expected more than 0")
+    return Space(matrix, fov_mm)  # type: ignore[arg-type]

@@ -1,0 +1,240 @@
+"""From what a scan says about itself to its train and its timepoints.
+
+Several places can carry the same thing; the order in which they are asked is fixed, and two that
+contradict each other stop the scan: wrong maps are worse than none.
+
+Letters: T timepoints, R readouts.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whorl.scan.failure import ScanError
+from whorl.scan.header import Header
+from whorl.scan.train import Train
+
+#: Counters that may number the timepoints, in the order in which they are tried.
+COUNTERS = ("user_int", "repetition", "contrast", "set")
+#: Share of the timepoints that a counter must reach to be taken for the timepoint counter.
+COVERAGE = 0.9
+
+
+def inversion_time(header: Header, inversion_time_ms: float) -> float | None:
+    """Inversion delay in ms: the property if it is not negative (0: none), else ``TI[0]`` of the header."""
+    value = inversion_time_ms if inversion_time_ms >= 0 else (header.ti_ms or (0.0,))[0]
+    return value if value > 0 else None
+
+
+def train_from_csv(path: str, inversion_time_ms: float | None) -> Train:
+    """Read a train from a CSV file with the columns ``flip_deg,tr_ms,te_ms`` (``phase_deg`` optional).
+
+    Raises
+    ------
+    ScanError
+        If the file is missing, or a column or value is not readable.
+    """
+    if path.lower().endswith(".seq"):
+        raise ScanError(
+            f"{path}: Pulseq sequences are not read yet; give a CSV file with flip_deg,tr_ms,te_ms"
+        )
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScanError(f"the sequence file {path} cannot be read: {error}") from error
+    missing = {"flip_deg", "tr_ms", "te_ms"} - set(rows[0] if rows else ())
+    if missing:
+        raise ScanError(
+            f"the sequence file {path} lacks {', '.join(sorted(missing))}: expected flip_deg,tr_ms,te_ms"
+        )
+    try:
+        columns = {
+            name: np.array([float(row[name]) for row in rows]) for name in ("flip_deg", "tr_ms", "te_ms")
+        }
+        phase = np.array([float(row.get("phase_deg") or 0) for row in rows])
+        return Train(**columns, phase_deg=phase, inversion_time_ms=inversion_time_ms, source=f"file {path}")
+    except (TypeError, ValueError) as error:
+        raise ScanError(f"the sequence file {path}: {error}") from error
+
+
+def train_from_header(header: Header, inversion_time_ms: float | None) -> Train | None:
+    """The train in the header's lists, or ``None`` if they are only protocol values.
+
+    A list has T entries, or one that holds for all; T is the longest list. Lists that are
+    shorter than the number of timepoints announced in the encoding limits are no train.
+    """
+    lists = {"flip_deg": header.flip_deg, "tr_ms": header.tr_ms, "te_ms": header.te_ms}
+    T = max(len(values) for values in lists.values())
+    if (
+        T < 2
+        or any(len(values) not in (1, T) for values in lists.values())
+        or T < header.n_timepoints_announced
+    ):
+        return None
+    columns = {name: np.broadcast_to(np.array(values), T).copy() for name, values in lists.items()}
+    try:
+        return Train(
+            **columns, phase_deg=np.zeros(T), inversion_time_ms=inversion_time_ms, source="header lists"
+        )
+    except ValueError as error:
+        raise ScanError(f"the train in the MRD header: {error}") from error
+
+
+def _has_user_train(heads: NDArray[np.void]) -> bool:
+    return bool(heads["user_int"][:, [2, 3, 5]].any())
+
+
+def train_from_readouts(
+    heads: NDArray[np.void], timepoint: NDArray[np.int64], T: int, ti: float | None
+) -> Train:
+    """The train in ``user_int`` of one slice's readouts.
+
+    Timepoints whose readout is missing are interpolated linearly between their neighbours.
+
+    Parameters
+    ----------
+    heads
+        `(R,)` acquisition headers.
+    timepoint
+        `(R,)` timepoint of each.
+    """
+    present, first = np.unique(timepoint, return_index=True)
+    user = heads["user_int"][first].astype(np.float64)
+
+    def column(index: int, scale: float) -> NDArray[np.float64]:
+        return np.interp(np.arange(T), present, user[:, index] / scale)
+
+    source = "user_int of the readouts"
+    if len(present) < T:
+        source += f", {T - len(present)} missing timepoints interpolated"
+    try:
+        return Train(column(5, 100), column(2, 1000), column(3, 1000), column(6, 100), ti, source)
+    except ValueError as error:
+        raise ScanError(f"the train in user_int of the readouts: {error}") from error
+
+
+def _values(heads: NDArray[np.void], counter: str) -> NDArray[np.int64]:
+    raw = heads["user_int"][:, 0] if counter == "user_int" else heads["idx"][counter]
+    return raw.astype(np.int64)
+
+
+def timepoints(heads: NDArray[np.void], counter: str) -> NDArray[np.int64]:
+    """Timepoint `(R,)` of each readout by a counter's name; ``arrival`` numbers them."""
+    return np.arange(len(heads)) if counter == "arrival" else _values(heads, counter)
+
+
+def find_counter(heads: NDArray[np.void], T: int | None, choice: str) -> str:
+    """Name of the counter that numbers the timepoints of one slice.
+
+    It is the first of `COUNTERS` whose values lie in [0, T) and cover at least 90 % of it. Where T
+    is not known (``None``), it is the first that tells nearly all readouts apart.
+
+    Raises
+    ------
+    ScanError
+        If there is none, or the one that was asked for does not fit.
+    """
+    if choice == "arrival":
+        if T is not None and len(heads) != T:
+            raise ScanError(
+                f"timepoint=arrival needs exactly one readout for each of {T} timepoints, got {len(heads)}"
+            )
+        return choice
+    tried = COUNTERS if choice == "auto" else (choice,)
+    seen = []
+    for counter in tried:
+        values = _values(heads, counter)
+        distinct = len(np.unique(values))
+        length = T if T is not None else int(values.max()) + 1
+        enough = COVERAGE * (length if T is not None else max(length, len(heads), 2))
+        if values.min() >= 0 and values.max() < length and distinct >= enough:
+            return counter
+        seen.append(f"{counter} has {distinct} values from {values.min()} to {values.max()}")
+    wanted = f"[0, {T}), the length of the train" if T is not None else "each readout of the slice"
+    raise ScanError(
+        f"no counter numbers the timepoints: expected one that covers {wanted}; of {len(heads)} readouts "
+        f"{'; '.join(seen)}. Set property timepoint or sequence"
+    )
+
+
+def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np.int64]) -> None:
+    """Compare a train with ``user_int`` of the readouts.
+
+    Raises
+    ------
+    ScanError
+        If both are there and disagree, with both values.
+    """
+    if not _has_user_train(heads):
+        return
+    for name, index, scale, tolerance in (
+        ("flip_deg", 5, 100, 0.02),
+        ("tr_ms", 2, 1000, 0.01),
+        ("te_ms", 3, 1000, 0.01),
+    ):
+        told = heads["user_int"][:, index] / scale
+        known = getattr(train, name)[timepoint]
+        wrong = np.flatnonzero(np.abs(told - known) > tolerance)
+        if len(wrong):
+            r = wrong[0]
+            raise ScanError(
+                f"two sources disagree on {name} of timepoint {timepoint[r]}: {train.source} say {known[r]:g}, "
+                f"user_int of the readout says {told[r]:g}; {len(wrong)} of {len(heads)} readouts differ. "
+                f"Set property sequence to the train that was played"
+            )
+
+
+def resolve_train(
+    early: Train | None, overridden: bool, heads: NDArray[np.void], choice: str, ti: float | None
+) -> tuple[Train, str]:
+    """Train and timepoint counter of a scan from one complete slice.
+
+    Parameters
+    ----------
+    early
+        Train of the property or the header, if there is one.
+    overridden
+        Whether `early` comes from the property, which is believed without comparison.
+    heads
+        `(R,)` acquisition headers of the slice.
+    choice
+        Property ``timepoint``.
+    ti
+        Inversion time in ms or ``None``.
+
+    Raises
+    ------
+    ScanError
+        If there is no train, no counter, or sources contradict each other.
+    """
+    has_user = _has_user_train(heads)
+    if early is not None and not overridden and has_user:
+        # Header lists that are shorter than what was played are protocol values and not a train.
+        try:
+            find_counter(heads, early.n_timepoints, choice)
+        except ScanError:
+            counter = find_counter(heads, None, choice)
+            if int(timepoints(heads, counter).max()) >= early.n_timepoints:
+                early = None
+    if early is not None:
+        counter = find_counter(heads, early.n_timepoints, choice)
+        t = timepoints(heads, counter)
+        if not overridden:
+            check_agreement(early, heads, t)
+        if has_user and not overridden and heads["user_int"][:, 6].any():
+            played = train_from_readouts(heads, t, early.n_timepoints, ti)
+            early = Train(early.flip_deg, early.tr_ms, early.te_ms, played.phase_deg, ti, early.source)
+        return early, counter
+    if not has_user:
+        raise ScanError(
+            "no fingerprint train: the MRD header has no lists of flip angle, TR and TE with one entry for each "
+            "timepoint, and user_int of the readouts is empty. Set property sequence to a CSV file flip_deg,tr_ms,te_ms"
+        )
+    counter = find_counter(heads, None, choice)
+    t = timepoints(heads, counter)
+    return train_from_readouts(heads, t, int(t.max()) + 1, ti), counter
