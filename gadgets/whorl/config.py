@@ -187,7 +187,7 @@ def properties_from_xml(text: str | bytes) -> dict[str, str]:
         raise SettingsError("the configuration declares a document type or entities, which are not accepted")
     try:
         root = ElementTree.fromstring(raw)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for unknown encodings
         raise SettingsError(f"the configuration is not readable XML: {error}") from error
     holder = root.find(".//external/configuration")
     properties: dict[str, str] = {}

@@ -1,0 +1,3 @@
+from whorl.cli import main
+
+main()

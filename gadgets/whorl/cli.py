@@ -1,0 +1,188 @@
+"""The command line: a thin shell over simulation, doors and pipeline.
+
+Exit codes: 0 all maps delivered; 1 nothing delivered; 2 usage; 3 delivered, but something is
+degraded, a fall-back, or missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whorl import __version__
+from whorl.config import Settings, SettingsError, describe, properties_from_xml
+from whorl.scan.failure import ScanError
+
+
+class _Group(click.Group):
+    """Says what is wrong with a scan in one sentence instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(str(error), ctx) from error
+        except (ScanError, OSError) as error:
+            click.echo(f"whorl: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log each event.")
+def main(verbose: bool) -> None:
+    """T1 and T2 maps from spiral MR Fingerprinting, while the scan arrives. Research use only."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def _properties(config: Path | None, assignments: tuple[str, ...]) -> dict[str, object]:
+    """Properties of a configuration file, overridden by ``name=value`` texts."""
+    properties: dict[str, object] = dict(properties_from_xml(config.read_bytes())) if config else {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise click.UsageError(f'-p {assignment}: expected name=value, for instance "-p method=lowrank"')
+        properties[name.strip()] = value
+    return properties
+
+
+_existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+_output = click.Path(dir_okay=False, path_type=Path)
+_config = click.option("-C", "--config", type=_existing, help="Configuration file (XML) with properties.")
+_assign = click.option(
+    "-p",
+    "--property",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set a property; see: whorl properties.",
+)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=9002, help="TCP port; 0 for a free one.")
+@_config
+@_assign
+@click.option("--max-scans", default=4, type=click.IntRange(1, 64), help="Scans at the same time.")
+def serve(host: str, port: int, config: Path | None, assignments: tuple[str, ...], max_scans: int) -> None:
+    """Serve MRD streams: clients, FIRE, and Gadgetron's <connect>."""
+    from whorl.doors.server import Server
+
+    logging.getLogger("whorl").setLevel(logging.INFO)
+    properties = _properties(config, assignments)
+    Settings.from_properties(properties)  # a mistake here shall not wait for the first scan
+    Server(host, port, properties, max_scans=max_scans).serve_forever()
+
+
+@main.command()
+@click.argument("scan", type=_existing)
+@click.option("-o", "--output", type=_output, required=True, help="MRD file (HDF5) for the images.")
+@_config
+@_assign
+@click.option("--address", metavar="HOST:PORT", help="Send the scan to a running server.")
+def replay(
+    scan: Path, output: Path, config: Path | None, assignments: tuple[str, ...], address: str | None
+) -> None:
+    """Reconstruct a recorded scan, in this process or through a running server."""
+    from whorl.doors.files import ResultFile, read_header, read_readouts
+
+    if address is None:
+        settings = Settings.from_properties(_properties(config, assignments))
+        header = read_header(scan)
+        from whorl.pipeline import reconstruct_scan
+
+        with ResultFile(output, header) as result:
+            outcome = reconstruct_scan(header, read_readouts(scan), settings, result.append, _say)
+        for failure in outcome.failures:
+            click.echo(f"whorl: {failure}", err=True)
+        delivered, code = outcome.delivered, outcome.exit_code
+    else:
+        from whorl.doors.client import send_file
+
+        host, colon, number = address.rpartition(":")
+        if not colon or not number.isdigit():
+            raise click.UsageError(f"--address {address}: expected HOST:PORT")
+        properties = _properties(None, assignments)
+        text = config.read_bytes() if config else None
+        with ResultFile(output, read_header(scan)) as result:
+            received = send_file(
+                scan,
+                host.strip("[]") or "127.0.0.1",
+                int(number),
+                properties=properties,
+                config_text=text,
+                on_image=result.append,
+                on_text=lambda text: _say(text[:3], text[4:]),
+            )
+        for problem in received.problems:
+            click.echo(f"whorl: {problem}", err=True)
+        delivered, code = len(received.images), received.exit_code
+    if delivered:
+        click.echo(f"{delivered} images in {output}")
+    else:
+        click.echo("whorl: nothing was delivered", err=True)
+    sys.exit(code)
+
+
+def _say(level: str, text: str) -> None:
+    click.echo(f"{level} {text}", err=True)
+
+
+@main.command()
+@click.argument("output", type=_output)
+@click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned.")
+@click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate.")
+@click.option("--timepoints", default=500, help="Pulses of the train.")
+@click.option("--interleaves", default=96, help="Rotations of the spiral that fill k-space.")
+@click.option(
+    "--order", type=click.Choice(["golden", "sequential"]), default="golden", help="Of the interleaves."
+)
+@click.option("--coils", default=8, help="Receive coils.")
+@click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample.")
+@click.option("--slices", default=1, help="Slices.")
+@click.option("--matrix", default=256, help="Pixels along one side.")
+@click.option("--seed", default=0, help="Of noise and coils.")
+def simulate(output: Path, **options: Any) -> None:
+    """Write a simulated scan (MRD) with its ground truth."""
+    from whorl.simulation.scan import simulate as run
+
+    try:
+        run(output, **options, progress=lambda text: click.echo(text, err=True))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"scan in {output}")
+
+
+@main.command()
+@click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned.")
+@click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate.")
+@click.option(
+    "--order", type=click.Choice(["golden", "sequential"]), default="golden", help="Of the interleaves."
+)
+@click.option("--timepoints", default=500, help="Pulses of the train.")
+@click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample.")
+@click.option("--matrix", default=256, help="Pixels along one side.")
+@click.option("--seed", default=0, help="Of noise and coils.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("out"))
+def demo(output: Path, **options: Any) -> None:
+    """The main job, end to end: scan, server, socket, maps, accuracy against the truth."""
+    from whorl.demo import run
+
+    sys.exit(run(output, **options))
+
+
+@main.command()
+def properties() -> None:
+    """List all properties with their defaults."""
+    click.echo(describe())

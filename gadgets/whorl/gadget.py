@@ -1,0 +1,70 @@
+"""What Gadgetron starts: `python -m gadgetron PORT whorl.gadget reconstruct`."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whorl.doors.wire import Channel
+
+
+class _Ending:
+    """Ends the connection when the `gadgetron` package leaves it: its own way fails if Gadgetron is gone."""
+
+    def __init__(self, connection: socket.socket, channel: Channel) -> None:
+        self._connection = connection
+        self._channel = channel
+        self.failed = False
+
+    def close(self) -> None:
+        from whorl.doors import wire
+
+        with self._connection, suppress(OSError):
+            wire.write_close(self._channel)
+            if self.failed:
+                self._channel.linger(2.0)
+
+
+def reconstruct(connection: Any) -> None:
+    """Reconstruct the scan that Gadgetron sends, and send the maps back.
+
+    Gadgetron ignores an exception and the exit code; what the operator sees is the ERROR that is
+    sent at the end of a failed scan. From the `gadgetron` package come the process and the opening
+    of the connection; its reader is not used, for it waits for ever if Gadgetron is gone.
+
+    Parameters
+    ----------
+    connection
+        `gadgetron.external.Connection`, configuration and header read. Whoever made it closes it.
+
+    Raises
+    ------
+    SystemExit
+        With code 1 or 3 if something was not delivered, after it was reported.
+    """
+    # Gadgetron has the package log everything; numba then writes each byte code that it compiles.
+    for name in ("numba", "matplotlib", "h5py"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from whorl.doors import session, wire
+
+    raw: socket.socket = connection.socket.socket
+    channel = wire.Channel(raw)
+    ending = connection.socket = _Ending(raw, channel)
+    opening = session.Opening(
+        name=None, config=connection.raw_bytes.config, header=connection.raw_bytes.header, gadgetron=True
+    )
+
+    def late(*arguments: Any) -> Any:
+        # Imported within the scan, so that a broken installation is reported like any other failure.
+        from whorl.pipeline import reconstruct_scan
+
+        return reconstruct_scan(*arguments)
+
+    # CLOSE is sent by the package when it leaves the connection.
+    code = session.run_scan(channel, opening, reconstruct=late, paths=True, send_close=False)
+    if code:
+        ending.failed = True
+        raise SystemExit(code)
