@@ -1,0 +1,327 @@
+"""Objects to be scanned: what fraction of each tissue lies where, and what the tissues are.
+
+A phantom is given on a grid twice as fine as the image, and its object lies off the raster, so that
+no edge falls on the edge of a pixel. Directions: columns run along +x, rows along +y of the patient
+system LPS (to the left, to the back). A brain therefore has its front at the top and its left side on
+the right of the image, as radiologists look at it.
+
+Letters: Z slices, M tissues, C coils, Y X pixels, V U samples of the fine grid (V = 2 Y, U = 2 X).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+#: Fine samples per pixel and direction.
+FINE = 2
+
+#: Where the middle of the object lies, (x, y) in mm: not on the raster of any usual pixel size.
+OFFSET_MM = (2.3, -3.1)
+
+#: Distance and thickness of the slices.
+SLICE_MM = 5.0
+
+# NIST/ISMRM system phantom at 20 °C and 3 T: name, x_mm, z_mm, T1_ms, T2_ms. Stupic et al., Magn Reson
+# Med 86:1194 (2021), doi:10.1002/mrm.28779.
+NIST_T1_PLATE = (
+    ("Ni-1", 0.0, 50.0, 1989.0, 1465.0),
+    ("Ni-2", 29.4, 40.5, 1454.0, 1077.0),
+    ("Ni-3", 47.6, 15.5, 984.1, 717.9),
+    ("Ni-4", 47.6, -15.5, 706.0, 510.1),
+    ("Ni-5", 29.4, -40.5, 496.7, 359.6),
+    ("Ni-6", 0.0, -50.0, 351.5, 255.5),
+    ("Ni-7", -29.4, -40.5, 247.13, 180.8),
+    ("Ni-8", -47.6, -15.5, 175.3, 127.3),
+    ("Ni-9", -47.6, 15.5, 125.9, 90.3),
+    ("Ni-10", -29.4, 40.5, 89.0, 64.3),
+    ("Ni-11", -20.0, 20.0, 62.7, 45.7),
+    ("Ni-12", 20.0, 20.0, 44.53, 31.86),
+    ("Ni-13", 20.0, -20.0, 30.84, 22.38),
+    ("Ni-14", -20.0, -20.0, 21.719, 15.83),
+)
+NIST_T2_PLATE = (
+    ("Mn-1", 0.0, 50.0, 2480.0, 581.3),
+    ("Mn-2", 29.4, 40.5, 2173.0, 403.5),
+    ("Mn-3", 47.6, 15.5, 1907.0, 278.1),
+    ("Mn-4", 47.6, -15.5, 1604.0, 190.94),
+    ("Mn-5", 29.4, -40.5, 1332.0, 133.27),
+    ("Mn-6", 0.0, -50.0, 1044.0, 96.89),
+    ("Mn-7", -29.4, -40.5, 801.7, 64.07),
+    ("Mn-8", -47.6, -15.5, 608.6, 46.42),
+    ("Mn-9", -47.6, 15.5, 458.4, 31.97),
+    ("Mn-10", -29.4, 40.5, 336.5, 22.56),
+    ("Mn-11", -20.0, 20.0, 244.2, 15.813),
+    ("Mn-12", 20.0, 20.0, 176.6, 11.237),
+    ("Mn-13", 20.0, -20.0, 126.9, 7.911),
+    ("Mn-14", -20.0, -20.0, 90.9, 5.592),
+)
+# Distance of the plates from the middle of the phantom, whose spherical shell has a radius of 100 mm.
+_NIST_PLATE_MM = {"t1": 56.5, "t2": 16.5}
+_NIST_SHELL_MM = 100.0
+_NIST_SPHERE_MM = 7.5
+
+# Deionised water with dissolved air at 20 °C: T1 is that of water; T2 is shorter because protons are
+# exchanged with those at oxygen-17. Only their order of size matters: no region of interest is water.
+_WATER_T1_MS, _WATER_T2_MS = 2900.0, 2000.0
+
+# White matter, grey matter and cerebrospinal fluid at 3 T: name, T1_ms, T2_ms, proton density.
+BRAIN_TISSUES = (
+    ("white matter", 832.0, 60.0, 0.77),
+    ("grey matter", 1350.0, 85.0, 0.86),
+    ("CSF", 4000.0, 1500.0, 1.0),
+)
+# Height of the middle of the slices and the range in which there is enough brain, mm in MNI space.
+_BRAIN_MIDDLE_MM, _BRAIN_RANGE_MM = 10.0, (-35.0, 65.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Phantom:
+    """An object made of tissues.
+
+    Parameters
+    ----------
+    names, t1_ms, t2_ms, pd
+        Of the M tissues: name, `(M,)` relaxation times in ms, `(M,)` proton density.
+    fractions
+        `(Z, M, V, U)` float32, share of each tissue in each fine sample; their sum is at most 1.
+    regions
+        Tissues that are regions of interest, as indices into `names`; label n belongs to `regions[n-1]`.
+    pure_radius
+        How many pixels a region keeps from its edge; 0 where purity alone decides.
+    """
+
+    names: tuple[str, ...]
+    t1_ms: NDArray[np.float64]
+    t2_ms: NDArray[np.float64]
+    pd: NDArray[np.float64]
+    fractions: NDArray[np.float32]
+    regions: tuple[int, ...]
+    pure_radius: int
+
+    def on_pixels(self) -> NDArray[np.float64]:
+        """Share of each tissue in each pixel, `(Z, M, Y, X)`: the mean over its fine samples."""
+        z, m, v, u = self.fractions.shape
+        blocks = self.fractions.reshape(z, m, v // FINE, FINE, u // FINE, FINE)
+        return np.asarray(blocks.mean(axis=(3, 5)), dtype=np.float64)
+
+    def labels(self, share: NDArray[np.float64]) -> NDArray[np.int16]:
+        """Regions of interest `(Z, Y, X)` of `share` `(Z, M, Y, X)`: 1, 2, ... and 0 elsewhere.
+
+        A pixel belongs to a region if more than 95 % of it do and, where `pure_radius` asks for it, its
+        neighbours too. A region too small for that keeps its pure pixels, or its purest one.
+        """
+        labels = np.zeros((share.shape[0], *share.shape[2:]), dtype=np.int16)
+        for number, tissue in enumerate(self.regions, start=1):
+            for z in range(len(share)):
+                here = share[z, tissue]
+                pure = here > 0.95
+                if self.pure_radius and pure.any():
+                    kept = ndimage.binary_erosion(pure, iterations=self.pure_radius)
+                    pure = kept if kept.any() else pure
+                elif self.pure_radius:
+                    pure = (here == here.max()) & (here > 0.5)
+                labels[z][pure] = number
+        return labels
+
+
+def fine_positions(n: int) -> NDArray[np.float64]:
+    """Where the `FINE * n` samples of the fine grid lie, in pixels; pixel j lies at ``j - n // 2``."""
+    return (np.arange(FINE * n) + 0.5) / FINE - 0.5 - n // 2
+
+
+def nist_plate(plate: str, *, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0) -> Phantom:
+    """Plate of the NIST/ISMRM system phantom: 14 spheres of 15 mm in water.
+
+    The first slice lies below the middle of the plate, the last above it, so that outer slices cut
+    smaller discs. Where the field of view is less than 1.1 times the phantom's diameter, the phantom is
+    scaled down to fit.
+
+    Parameters
+    ----------
+    plate
+        `t1` (nickel chloride) or `t2` (manganese chloride).
+    slices
+        1 to 3; beyond that the spheres are too small.
+
+    Raises
+    ------
+    ValueError
+        If the plate is unknown or there are too many slices.
+
+    References
+    ----------
+    Stupic et al., Magn Reson Med 86:1194 (2021), doi:10.1002/mrm.28779.
+    """
+    if plate not in _NIST_PLATE_MM:
+        raise ValueError(f'plate is "{plate}": expected "t1" or "t2"')
+    if not 1 <= slices <= 3:
+        raise ValueError(f"slices is {slices}: the NIST plate has 1 to 3, of {SLICE_MM:g} mm each")
+    spheres = NIST_T1_PLATE if plate == "t1" else NIST_T2_PLATE
+    pixel_mm = fov_mm / matrix
+    scale = min(1.0, fov_mm / (2.2 * _NIST_SHELL_MM))
+    x = fine_positions(matrix) * pixel_mm - OFFSET_MM[0] * scale
+    y = fine_positions(matrix) * pixel_mm - OFFSET_MM[1] * scale
+
+    fractions = np.zeros((slices, len(spheres) + 1, len(y), len(x)), dtype=np.float32)
+    for s, height in enumerate(slice_heights_mm(slices)):
+        radius = np.sqrt(_NIST_SPHERE_MM**2 - height**2) * scale
+        shell = np.sqrt(_NIST_SHELL_MM**2 - (_NIST_PLATE_MM[plate] + height) ** 2) * scale
+        for m, (_, x_mm, z_mm, _, _) in enumerate(spheres, start=1):
+            # Rows run downwards, z of the phantom upwards.
+            fractions[s, m] = _disc(x - x_mm * scale, y + z_mm * scale, radius, pixel_mm / FINE)
+        fractions[s, 0] = np.maximum(_disc(x, y, shell, pixel_mm / FINE) - fractions[s, 1:].sum(axis=0), 0)
+    return Phantom(
+        names=("water", *(name for name, *_ in spheres)),
+        t1_ms=np.array([_WATER_T1_MS, *(t1 for *_, t1, _ in spheres)]),
+        t2_ms=np.array([_WATER_T2_MS, *(t2 for *_, t2 in spheres)]),
+        pd=np.ones(len(spheres) + 1),
+        fractions=fractions,
+        regions=tuple(range(1, len(spheres) + 1)),
+        pure_radius=1,
+    )
+
+
+def brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0) -> Phantom:
+    """Axial slices of the MNI ICBM152 brain: white matter, grey matter, cerebrospinal fluid.
+
+    The tissue probabilities are taken as fractions; what is left to 1 inside the skull-stripped head is
+    CSF. Where the field of view is less than 200 mm, the brain is scaled down to fit. The template is
+    symmetric: a swap of left and right cannot be seen in it, apart from the offset of the object.
+
+    Parameters
+    ----------
+    slices
+        1 to 21, 5 mm apart, around the height of the basal ganglia.
+
+    Raises
+    ------
+    ImportError
+        If nilearn, whose package holds the maps, is not installed.
+    ValueError
+        If there are too many slices.
+
+    References
+    ----------
+    Fonov et al., NeuroImage 54:313 (2011), doi:10.1016/j.neuroimage.2010.07.033.
+    """
+    low, high = _BRAIN_RANGE_MM
+    most = int((high - low) / SLICE_MM) + 1
+    if not 1 <= slices <= most:
+        raise ValueError(f"slices is {slices}: the brain has 1 to {most}, {SLICE_MM:g} mm apart")
+    white, grey, csf, affine = _mni_maps()
+
+    scale = min(1.0, fov_mm / 200.0)
+    pixel_mm = fov_mm / matrix
+    # The middle of the brain in MNI space is not at the origin, which is the anterior commissure.
+    left = (fine_positions(matrix) * pixel_mm / scale) - OFFSET_MM[0]
+    back = (fine_positions(matrix) * pixel_mm / scale) - OFFSET_MM[1] + 18.0
+    heights = slice_heights_mm(slices) + _BRAIN_MIDDLE_MM
+    # Lowest slice inside the range, whatever their number.
+    heights += max(0.0, low - heights[0]) - max(0.0, heights[-1] - high)
+
+    inverse = np.linalg.inv(affine)
+    fractions = np.empty((slices, 3, len(back), len(left)), dtype=np.float32)
+    for s, height in enumerate(heights):
+        # MNI space is RAS (right, front, up), the image LPS: two signs change.
+        places = np.stack(
+            np.broadcast_arrays(-left[None, :], -back[:, None], np.full((1, 1), height), np.ones((1, 1)))
+        )
+        index = np.tensordot(inverse[:3], places, axes=1)
+        for m, tissue in enumerate((white, grey, csf)):
+            fractions[s, m] = ndimage.map_coordinates(tissue, index, order=1, mode="constant")
+    return Phantom(
+        names=tuple(name for name, *_ in BRAIN_TISSUES),
+        t1_ms=np.array([t1 for _, t1, _, _ in BRAIN_TISSUES]),
+        t2_ms=np.array([t2 for _, _, t2, _ in BRAIN_TISSUES]),
+        pd=np.array([pd for *_, pd in BRAIN_TISSUES]),
+        fractions=fractions,
+        regions=(0, 1, 2),
+        pure_radius=0,
+    )
+
+
+def slice_heights_mm(slices: int) -> NDArray[np.float64]:
+    """Where the slices lie along their normal, mm from the middle of the stack, `(Z,)`."""
+    return np.asarray(SLICE_MM * (np.arange(slices) - (slices - 1) / 2), dtype=np.float64)
+
+
+def coil_maps(
+    coils: int, *, matrix: int = 256, fov_mm: float = 300.0, height_mm: float = 0.0
+) -> NDArray[np.complex128]:
+    """Sensitivities of a ring of receive coils, `(C, V, U)`, times the smooth phase of the object.
+
+    A coil is a magnetic dipole on a cylinder around the object that looks at its axis, softened by the
+    size of a loop; what it receives is the field component that turns against the precession,
+    ``Bx - i By``. The largest root-sum-of-squares within the field of view is 1. A single coil is
+    uniform, as a body coil is. The phase of the object is a polynomial of second order, 1 rad or so.
+
+    Raises
+    ------
+    ValueError
+        If there is no coil, or more than 128.
+    """
+    if not 1 <= coils <= 128:
+        raise ValueError(f"coils is {coils}: expected 1 to 128")
+    half_mm = fov_mm / 2
+    x = (fine_positions(matrix) * fov_mm / matrix)[None, :]
+    y = (fine_positions(matrix) * fov_mm / matrix)[:, None]
+    phase = 0.5 + 0.9 * x / half_mm - 0.7 * y / half_mm + 0.6 * (x / half_mm) ** 2 - 0.4 * x * y / half_mm**2
+    turn = np.exp(1j * phase)
+    if coils == 1:
+        return np.array([turn])
+
+    ring_mm, loop_mm = 1.1 * half_mm, 0.4 * half_mm
+    maps = np.empty((coils, *turn.shape), dtype=np.complex128)
+    for c in range(coils):
+        # The half step keeps the ring from being symmetric to the raster.
+        angle = 2 * np.pi * (c + 0.3) / coils
+        mx, my = -np.cos(angle), -np.sin(angle)
+        dx, dy = x + ring_mm * mx, y + ring_mm * my
+        distance2 = dx**2 + dy**2 + height_mm**2 + loop_mm**2
+        along = 3 * (mx * dx + my * dy) / distance2
+        maps[c] = ((along * dx - mx) - 1j * (along * dy - my)) / distance2**1.5
+    maps /= np.sqrt(np.max(np.sum(np.abs(maps) ** 2, axis=0)))
+    maps *= turn
+    return maps
+
+
+def _disc(x: NDArray[np.float64], y: NDArray[np.float64], radius: float, width: float) -> NDArray[np.float32]:
+    """Share of each fine sample that lies in a disc; the edge is taken as straight over a sample."""
+    distance = np.hypot(x[None, :], y[:, None])
+    return np.clip(0.5 + (radius - distance) / width, 0, 1).astype(np.float32)
+
+
+def _mni_maps() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """White matter, grey matter and CSF of the MNI brain, 0 to 1, and the affine of their voxels."""
+    # Found without importing it: importing nilearn takes longer than the whole simulation.
+    spec = importlib.util.find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("nibabel") is None:
+        raise ImportError(
+            "the brain phantom needs the tissue maps of the package nilearn, which is not installed: "
+            "pip install 'whorl-mrf[demo]'"
+        )
+    import nibabel
+
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    maps = {}
+    affine = np.eye(4)
+    for kind in ("wm", "gm", "t1"):
+        found = sorted(folder.glob(f"mni_icbm152_{kind}_*.nii.gz"))
+        if not found:
+            raise ImportError(
+                f"the installed nilearn has no map mni_icbm152_{kind}: pip install 'whorl-mrf[demo]'"
+            )
+        image: Any = nibabel.load(found[0])
+        maps[kind] = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.asarray(image.affine, dtype=np.float64)
+    head = maps["t1"] > 0
+    white, grey = maps["wm"] / 255 * head, maps["gm"] / 255 * head
+    csf = np.where(head, np.clip(1 - white - grey, 0, 1), 0)
+    return white.astype(np.float32), grey.astype(np.float32), csf.astype(np.float32), affine

@@ -1,0 +1,509 @@
+"""A scan that could have been measured: an MRD file with the truth beside the data.
+
+The object is given on its own fine grid and transformed to the samples of the spiral at once, tissue by
+tissue; each timepoint is then a sum of the tissues' k-space with their signals as weights. Nothing here
+is shared with the reconstruction.
+
+Letters: Z slices, T timepoints, M tissues, C coils, I interleaves, S samples, Y X pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import finufft
+import h5py
+import ismrmrd.xsd as xsd
+import numpy as np
+from ismrmrd.hdf5 import acquisition_dtype
+from numpy.typing import NDArray
+
+from whorl.scan.readout import HEAD_DTYPE, Flag
+from whorl.simulation.phantoms import (
+    FINE,
+    SLICE_MM,
+    Phantom,
+    brain,
+    coil_maps,
+    fine_positions,
+    nist_plate,
+    slice_heights_mm,
+)
+from whorl.simulation.signals import Train, fisp_signals, jiang_train
+from whorl.simulation.spiral import GAMMA_HZ_PER_T, design_spiral
+
+_FIRST_IN_SLICE = 1 << (7 - 1)  # the reconstruction has no use for this flag, other programs have
+_NOISE_READOUTS = 4
+_FIELD_T = 3.0
+# Time between two slices: the next one starts from the equilibrium.
+_PAUSE_MS = 10_000.0
+_NUFFT_EPS = 1e-8
+_SMALL = 100_000
+# Parameters that are arrays: datasets in the file, because HDF5 limits attributes to 64 KiB.
+_ARRAYS = ("noise_covariance", "flip_deg", "phase_deg", "tr_ms", "te_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a simulated scan was made of, on the grid of the image.
+
+    Parameters
+    ----------
+    t1_ms, t2_ms, m0
+        `(Z, Y, X)` float32, of the tissue with the largest share of a pixel; 0 outside. `m0` is the
+        proton density.
+    labels
+        `(Z, Y, X)` int16, number of the region of interest from 1 on, away from its edges; 0 elsewhere.
+    mask
+        `(Z, Y, X)` bool, the whole object.
+    roi_names, roi_t1_ms, roi_t2_ms
+        Of each region of interest; label n is entry n - 1.
+    parameters
+        All parameters of the simulation by name, the train `(T,)` and the covariance of the coils
+        `(C, C)` included. In the file they are attributes of the group, arrays are datasets.
+    """
+
+    t1_ms: NDArray[np.float32]
+    t2_ms: NDArray[np.float32]
+    m0: NDArray[np.float32]
+    labels: NDArray[np.int16]
+    mask: NDArray[np.bool_]
+    roi_names: tuple[str, ...]
+    roi_t1_ms: NDArray[np.float64]
+    roi_t2_ms: NDArray[np.float64]
+    parameters: dict[str, Any]
+
+
+def interleaf_order(order: str, timepoints: int, interleaves: int) -> NDArray[np.int64]:
+    """Interleaf of each timepoint, `(T,)`.
+
+    `golden`: steps of nearly the golden section of all interleaves, without a common divisor with their
+    number, so that successive timepoints lie far apart and each I timepoints visit every interleaf once.
+    `sequential`: one after the other.
+
+    Raises
+    ------
+    ValueError
+        For another order.
+    """
+    if order == "sequential":
+        step = 1
+    elif order == "golden":
+        golden = interleaves * (math.sqrt(5) - 1) / 2
+        coprime = (n for n in range(1, max(interleaves, 2)) if math.gcd(n, interleaves) == 1)
+        step = min(coprime, key=lambda n: abs(n - golden))
+    else:
+        raise ValueError(f'order is "{order}": expected "golden" or "sequential"')
+    return np.arange(timepoints) * step % interleaves
+
+
+def simulate(
+    path: str | os.PathLike[str],
+    *,
+    phantom: str,
+    timepoints: int = 500,
+    interleaves: int = 96,
+    order: str = "golden",
+    coils: int = 8,
+    noise: float = 1e-3,
+    slices: int = 1,
+    matrix: int = 256,
+    fov_mm: float = 300.0,
+    seed: int = 0,
+    plate: str = "t2",
+    readout_ms: float = 2.21,
+    train: Train | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Simulate a spiral MRF scan and write it as an MRD file with its truth.
+
+    Left out, and so not tested by it: B0, B1, motion, gradient delays, decay during the readout, slice
+    profile. The file is written beside its place and moved there when it is complete.
+
+    Parameters
+    ----------
+    path
+        HDF5 file to be written, with the groups `dataset` (MRD) and `truth` (`read_truth`).
+    phantom
+        `nist` (14 spheres in water, see `plate`) or `brain` (needs nilearn).
+    timepoints
+        Number T of pulses and readouts of the train.
+    interleaves
+        Number I of rotations of the spiral.
+    order
+        `golden` or `sequential`, see `interleaf_order`.
+    coils
+        Number C of receive coils.
+    noise
+        Standard deviation of the complex noise, relative to the largest sample of the scan and averaged
+        over the coils, which are correlated.
+    slices
+        Number Z of slices, each with its own inversion and train, 5 mm apart.
+    matrix, fov_mm
+        Size of the square image.
+    seed
+        Of the noise and its covariance.
+    plate
+        Plate of the NIST phantom: `t1` or `t2`.
+    readout_ms
+        Length of the readout.
+    train
+        Pulses and times; a train of `jiang_train` if None.
+    progress
+        Receives one line for each step.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range.
+    FileNotFoundError
+        If the folder of `path` does not exist.
+    ImportError
+        If the brain is asked for and nilearn is not installed.
+    """
+    say = progress if progress is not None else _silent
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}")
+    for name, value, low, high in (
+        ("timepoints", timepoints, 1, 65535),
+        ("interleaves", interleaves, 1, 65535),
+        ("matrix", matrix, 16, 2048),
+        ("slices", slices, 1, 65535),
+        ("coils", coils, 1, 128),
+        ("seed", seed, 0, 2**63),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}: expected {low} to {high}")
+    if not (noise >= 0 and math.isfinite(noise)):
+        raise ValueError(f"noise is {noise}: expected at least 0")
+    if not (fov_mm > 0 and math.isfinite(fov_mm)):
+        raise ValueError(f"fov_mm is {fov_mm}: expected a positive number")
+    if train is None:
+        train = jiang_train(timepoints)
+    elif len(train) != timepoints:
+        raise ValueError(
+            f"the train has {len(train)} pulses, timepoints is {timepoints}: expected the same number"
+        )
+    if train.tr_ms.min() < train.te_ms.max() + readout_ms:
+        raise ValueError(
+            f"readout_ms is {readout_ms:g}: TE {train.te_ms.max():g} ms and the readout do not fit "
+            f"into TR {train.tr_ms.min():g} ms"
+        )
+    arms = interleaf_order(order, timepoints, interleaves)
+    if phantom == "nist":
+        thing = nist_plate(plate, slices=slices, matrix=matrix, fov_mm=fov_mm)
+    elif phantom == "brain":
+        thing = brain(slices=slices, matrix=matrix, fov_mm=fov_mm)
+    else:
+        raise ValueError(f'phantom is "{phantom}": expected "nist" or "brain"')
+
+    say(f"spiral: {interleaves} interleaves of {readout_ms:g} ms")
+    spiral = design_spiral(matrix=matrix, fov_mm=fov_mm, interleaves=interleaves, readout_ms=readout_ms)
+    trajectory = spiral.cycles_per_pixel(fov_mm / matrix)  # (I, S, 2)
+    n_samples = trajectory.shape[1]
+
+    say(f"signals: {len(thing.names)} tissues, {timepoints} timepoints")
+    weights = thing.pd[:, None] * fisp_signals(train, thing.t1_ms, thing.t2_ms)  # (M, T)
+
+    kspace = np.empty((slices, timepoints, coils, n_samples), dtype=np.complex64)  # (Z, T, C, S)
+    for z, height in enumerate(slice_heights_mm(slices)):
+        say(f"slice {z + 1} of {slices}: k-space of {coils} coils")
+        maps = coil_maps(coils, matrix=matrix, fov_mm=fov_mm, height_mm=height)
+        kspace[z] = _acquire(thing.fractions[z], maps, weights, trajectory, arms)
+
+    rng = np.random.default_rng(seed)
+    covariance = _noise_covariance(coils, rng)
+    largest = max(float(np.max(np.abs(part))) for part in kspace)
+    mixing = np.linalg.cholesky(covariance) * np.complex128(noise * largest)
+    prescan = _noise(mixing, (_NOISE_READOUTS, coils, n_samples), rng)
+    for part in kspace:
+        part += _noise(mixing, part.shape, rng)
+
+    parameters: dict[str, Any] = {
+        "phantom": phantom,
+        "plate": plate if phantom == "nist" else "",
+        "timepoints": timepoints,
+        "interleaves": interleaves,
+        "order": order,
+        "coils": coils,
+        "noise": noise,
+        "noise_sd": noise * largest,
+        "noise_covariance": covariance,
+        "slices": slices,
+        "matrix": matrix,
+        "fov_mm": fov_mm,
+        "seed": seed,
+        "readout_ms": readout_ms,
+        "spiral_inner_radius": spiral.inner_radius,
+        "spiral_slew_t_per_m_s": spiral.slew_t_per_m_s,
+        "flip_deg": train.flip_deg,
+        "phase_deg": train.phase_deg,
+        "tr_ms": train.tr_ms,
+        "te_ms": train.te_ms,
+        "ti_ms": train.ti_ms,
+    }
+    header = _header(parameters, dwell_us=spiral.dwell_us)
+    rows = _rows(prescan, kspace, trajectory.astype(np.float32), arms, train, spiral.dwell_us)
+    say(f"writing {target}")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with h5py.File(temporary, "x") as file:
+            group = file.create_group("dataset")
+            group.create_dataset("xml", data=[header], dtype=h5py.special_dtype(vlen=bytes))
+            # Chunked as the C++ client makes it, so that readouts can be appended.
+            group.create_dataset("data", data=rows, maxshape=(None,), chunks=(1024,))
+            _write_truth(file.create_group("truth"), thing, parameters)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_truth(path: str | os.PathLike[str]) -> Truth:
+    """Read the truth of a simulated scan.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file has no truth: it was measured, or written by another program.
+    """
+    with h5py.File(path, "r") as file:
+        if "truth" not in file:
+            raise ValueError(f"{path} has no group truth: expected a file written by whorl simulate")
+        group = file["truth"]
+        return Truth(
+            t1_ms=group["t1_ms"][()],
+            t2_ms=group["t2_ms"][()],
+            m0=group["m0"][()],
+            labels=group["labels"][()],
+            mask=group["mask"][()].astype(bool),
+            roi_names=tuple(group["roi_names"].asstr()[()]),
+            roi_t1_ms=group["roi_t1_ms"][()],
+            roi_t2_ms=group["roi_t2_ms"][()],
+            parameters={
+                **{
+                    name: value.item() if isinstance(value, np.generic) else value
+                    for name, value in group.attrs.items()
+                },
+                **{name: group[name][()] for name in _ARRAYS},
+            },
+        )
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _acquire(
+    fractions: NDArray[np.float32],
+    maps: NDArray[np.complex128],
+    weights: NDArray[np.complex128],
+    trajectory: NDArray[np.float64],
+    arms: NDArray[np.int64],
+) -> NDArray[np.complex64]:
+    """Noiseless readouts `(T, C, S)` of one slice."""
+    n_samples = trajectory.shape[1]
+    n_coils, n_tissues = len(maps), len(fractions)
+    used = np.unique(arms)
+    points = trajectory[used].reshape(-1, 2)
+    spectra = np.zeros((len(used), n_tissues, n_coils * n_samples), dtype=np.complex128)
+    for m, tissue in enumerate(fractions):
+        if tissue.any():
+            part = _spectrum(tissue, maps, points).reshape(n_coils, len(used), n_samples)
+            spectra[:, m] = part.swapaxes(0, 1).reshape(len(used), -1)
+    kspace = np.empty((len(arms), n_coils, n_samples), dtype=np.complex64)
+    for i, arm in enumerate(used):
+        t = np.flatnonzero(arms == arm)
+        kspace[t] = (weights[:, t].T @ spectra[i]).reshape(len(t), n_coils, n_samples)
+    return kspace
+
+
+def _spectrum(
+    tissue: NDArray[np.float32], maps: NDArray[np.complex128], points: NDArray[np.float64]
+) -> NDArray[np.complex128]:
+    """k-space `(C, P)` of one tissue `(V, U)` seen by the coils `(C, V, U)` at `points` `(P, 2)`.
+
+    ``y(k) = Σ ρ(r) exp(-i 2π k·r) / FINE²``, r in pixels: each fine sample is a point source with the
+    share of a pixel that it covers.
+    """
+    at_y, at_x = fine_positions(tissue.shape[0] // FINE), fine_positions(tissue.shape[1] // FINE)
+    v, u = np.nonzero(tissue)
+    # Only the box around the tissue is transformed: a sphere is a thousandth of the field of view.
+    rows, columns = slice(v.min(), v.max() + 1), slice(u.min(), u.max() + 1)
+    sources = tissue[rows, columns] * maps[:, rows, columns]
+    n_v, n_u = sources.shape[1:]
+    values = finufft.nufft2d2(
+        2 * np.pi / FINE * points[:, 1],
+        2 * np.pi / FINE * points[:, 0],
+        np.ascontiguousarray(sources),
+        eps=_NUFFT_EPS,
+        # A small transform on several threads waits for them longer than it takes; 0: all cores.
+        nthreads=1 if sources.size < _SMALL else 0,
+        isign=-1,
+    )
+    # FINUFFT counts from the middle of the box; this is where that sample lies.
+    ramp = np.exp(-2j * np.pi * (points @ np.array([at_x[columns][n_u // 2], at_y[rows][n_v // 2]])))
+    result: NDArray[np.complex128] = values.reshape(len(maps), -1) * (ramp / FINE**2)
+    return result
+
+
+def _noise_covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:
+    """Random covariance of the coils, `(C, C)`, Hermitian, mean diagonal 1, condition below 10."""
+    mixing = rng.standard_normal((coils, coils)) + 1j * rng.standard_normal((coils, coils))
+    gains = rng.uniform(0.7, 1.4, coils)
+    covariance = gains[:, None] * (np.eye(coils) + 0.5 * mixing @ mixing.conj().T / (2 * coils)) * gains
+    result: NDArray[np.complex128] = covariance * (coils / np.trace(covariance).real)
+    return result
+
+
+def _noise(
+    mixing: NDArray[np.complex128], shape: tuple[int, int, int], rng: np.random.Generator
+) -> NDArray[np.complex64]:
+    """Complex Gaussian noise `(readouts, C, S)` with ``E[n nᴴ] = mixing mixingᴴ``."""
+    white = rng.standard_normal((2, *shape))
+    result: NDArray[np.complex64] = (mixing @ ((white[0] + 1j * white[1]) / np.sqrt(2))).astype(np.complex64)
+    return result
+
+
+def _header(parameters: dict[str, Any], *, dwell_us: float) -> bytes:
+    """The XML header of MRD."""
+    matrix, fov_mm = parameters["matrix"], parameters["fov_mm"]
+    space = xsd.encodingSpaceType(
+        matrixSize=xsd.matrixSizeType(x=matrix, y=matrix, z=1),
+        fieldOfView_mm=xsd.fieldOfViewMm(x=fov_mm, y=fov_mm, z=SLICE_MM),
+    )
+
+    def limit(n: int) -> xsd.limitType:
+        return xsd.limitType(minimum=0, maximum=n - 1, center=0)
+
+    def values(name: str) -> list[float]:
+        return [float(value) for value in np.atleast_1d(parameters[name])]
+
+    name = f"{parameters['phantom']} {parameters['plate']}".strip()
+    header = xsd.ismrmrdHeader(
+        version=1,
+        measurementInformation=xsd.measurementInformationType(
+            patientPosition=xsd.patientPositionType.HFS,
+            protocolName=f"whorl simulation {name}",
+            sequenceName="spiral FISP fingerprinting",
+        ),
+        acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
+            systemVendor="whorl",
+            systemModel="simulation",
+            systemFieldStrength_T=_FIELD_T,
+            # The simulated noise is white up to the edges of the receiver's band.
+            relativeReceiverNoiseBandwidth=1.0,
+            receiverChannels=parameters["coils"],
+        ),
+        experimentalConditions=xsd.experimentalConditionsType(
+            H1resonanceFrequency_Hz=round(GAMMA_HZ_PER_T * _FIELD_T)
+        ),
+        encoding=[
+            xsd.encodingType(
+                encodedSpace=space,
+                reconSpace=space,
+                encodingLimits=xsd.encodingLimitsType(
+                    kspace_encoding_step_1=limit(parameters["interleaves"]),
+                    slice=limit(parameters["slices"]),
+                    repetition=limit(parameters["timepoints"]),
+                ),
+                trajectory=xsd.trajectoryType.SPIRAL,
+            )
+        ],
+        sequenceParameters=xsd.sequenceParametersType(
+            TR=values("tr_ms"), TE=values("te_ms"), TI=values("ti_ms"), flipAngle_deg=values("flip_deg")
+        ),
+    )
+    return str(xsd.ToXML(header)).encode()
+
+
+def _rows(
+    prescan: NDArray[np.complex64],
+    kspace: NDArray[np.complex64],
+    trajectory: NDArray[np.float32],
+    arms: NDArray[np.int64],
+    train: Train,
+    dwell_us: float,
+) -> NDArray[np.void]:
+    """All acquisitions in the order of measurement, as MRD lays them out in HDF5."""
+    n_slices, n_timepoints, n_coils, n_samples = kspace.shape
+    n_noise = len(prescan)
+    n_scan = n_slices * n_timepoints
+    slice_of, t = np.divmod(np.arange(n_scan), n_timepoints)
+
+    head = np.zeros(n_noise + n_scan, dtype=HEAD_DTYPE)
+    head["version"] = 1
+    head["measurement_uid"] = 1
+    head["scan_counter"] = np.arange(len(head))
+    head["number_of_samples"] = n_samples
+    head["available_channels"] = head["active_channels"] = n_coils
+    for word in range((n_coils + 63) // 64):
+        head["channel_mask"][:, word] = (1 << min(n_coils - 64 * word, 64)) - 1
+    head["sample_time_us"] = dwell_us
+    head["read_dir"], head["phase_dir"], head["slice_dir"] = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+
+    head["flags"][:n_noise] = int(Flag.IS_NOISE_MEASUREMENT)
+    scan = head[n_noise:]
+    # A view of structured fields is written to directly; the readout starts at the centre of k-space.
+    scan["trajectory_dimensions"] = 2
+    scan["center_sample"] = 0
+    scan["position"][:, 2] = slice_heights_mm(n_slices)[slice_of]
+    scan["idx"]["slice"] = slice_of
+    scan["idx"]["repetition"] = t
+    scan["idx"]["kspace_encode_step_1"] = arms[t]
+    scan["user_int"][:, 0] = t
+    scan["user_int"][:, 2] = np.rint(train.tr_ms * 1e3)[t]
+    scan["user_int"][:, 3] = np.rint(train.te_ms * 1e3)[t]
+    scan["user_int"][:, 5] = np.rint(train.flip_deg * 100)[t]
+    scan["user_int"][:, 6] = np.rint(train.phase_deg * 100)[t]
+    # Sums, because each flag is set once; numpy 1 does not combine uint64 with a Python int by |.
+    scan["flags"][t == 0] += np.uint64(_FIRST_IN_SLICE)
+    scan["flags"][t == n_timepoints - 1] += np.uint64(Flag.LAST_IN_SLICE)
+    scan["flags"][-1] += np.uint64(Flag.LAST_IN_MEASUREMENT)
+
+    # Ticks of 2.5 ms from an arbitrary start, as scanners count them; the prescan comes a second earlier.
+    pulse_ms = train.ti_ms + np.concatenate([[0.0], np.cumsum(train.tr_ms[:-1])])
+    slice_ms = train.ti_ms + train.tr_ms.sum() + _PAUSE_MS
+    start_ms = 1000 + slice_of * slice_ms + (pulse_ms + train.te_ms)[t]
+    head["acquisition_time_stamp"][n_noise:] = start_ms / 2.5
+    head["acquisition_time_stamp"][:n_noise] = 4 * np.arange(n_noise)
+
+    rows = np.empty(len(head), dtype=acquisition_dtype)
+    rows["head"] = head
+    nothing = np.zeros(0, dtype=np.float32)
+    for n in range(n_noise):
+        rows["traj"][n] = nothing
+        rows["data"][n] = prescan[n].view(np.float32).ravel()
+    readouts = kspace.reshape(n_scan, n_coils, n_samples)
+    for n in range(n_scan):
+        rows["traj"][n_noise + n] = trajectory[arms[t[n]]].ravel()
+        rows["data"][n_noise + n] = readouts[n].view(np.float32).ravel()
+    return rows
+
+
+def _write_truth(group: Any, thing: Phantom, parameters: dict[str, Any]) -> None:
+    share = thing.on_pixels()  # (Z, M, Y, X)
+    mask = share.sum(axis=1) > 0.5
+    dominant = share.argmax(axis=1)
+    for name, values in (("t1_ms", thing.t1_ms), ("t2_ms", thing.t2_ms), ("m0", thing.pd)):
+        group.create_dataset(name, data=np.where(mask, values[dominant], 0).astype(np.float32))
+    group.create_dataset("labels", data=thing.labels(share))
+    group.create_dataset("mask", data=mask)
+    regions = list(thing.regions)
+    names = [thing.names[m] for m in regions]
+    group.create_dataset("roi_names", data=names, dtype=h5py.string_dtype())
+    group.create_dataset("roi_t1_ms", data=thing.t1_ms[regions])
+    group.create_dataset("roi_t2_ms", data=thing.t2_ms[regions])
+    for name, value in parameters.items():
+        if name in _ARRAYS:
+            group.create_dataset(name, data=value)
+        else:
+            group.attrs[name] = value

@@ -1,0 +1,157 @@
+"""The objects lie where they should and are made of what the literature says."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from whorl.simulation import phantoms
+from whorl.simulation.phantoms import brain, coil_maps, fine_positions, nist_plate
+
+needs_nilearn = pytest.mark.skipif(
+    importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
+)
+
+
+@pytest.mark.parametrize("n", [16, 17])
+def test_fine_samples_lie_evenly_in_their_pixel(n: int) -> None:
+    positions = fine_positions(n).reshape(n, 2)
+    np.testing.assert_allclose(positions.mean(axis=1), np.arange(n) - n // 2)
+    np.testing.assert_allclose(np.diff(positions, axis=1), 0.5)
+
+
+# Copied from Stupic 2021, not from the program: sphere, x, z (mm), T1, T2 (ms).
+@pytest.mark.parametrize(
+    ("plate", "sphere", "x", "z", "t1", "t2"),
+    [
+        ("t2", 1, 0.0, 50.0, 2480.0, 581.3),
+        ("t2", 7, -29.4, -40.5, 801.7, 64.07),
+        ("t2", 14, -20.0, -20.0, 90.9, 5.592),
+        ("t1", 3, 47.6, 15.5, 984.1, 717.9),
+        ("t1", 12, 20.0, 20.0, 44.53, 31.86),
+    ],
+)
+@pytest.mark.parametrize("matrix", [128, 129])
+def test_spheres(plate: str, sphere: int, x: float, z: float, t1: float, t2: float, matrix: int) -> None:
+    phantom = nist_plate(plate, matrix=matrix, fov_mm=280.0)
+    assert phantom.fractions.shape == (1, 15, 2 * matrix, 2 * matrix)
+    assert phantom.t1_ms[sphere] == t1
+    assert phantom.t2_ms[sphere] == t2
+    disc = phantom.fractions[0, sphere].astype(float)
+    places = fine_positions(matrix) * 280 / matrix
+    # x to the right, z upwards, that is against the rows; the object lies 2.3 and -3.1 mm off.
+    assert (disc.sum(axis=0) @ places) / disc.sum() == pytest.approx(x + 2.3, abs=0.1)
+    assert (disc.sum(axis=1) @ places) / disc.sum() == pytest.approx(-z - 3.1, abs=0.1)
+    # Anti-aliased edges keep the area of a disc of 15 mm.
+    assert disc.sum() * (280 / matrix / 2) ** 2 == pytest.approx(np.pi * 7.5**2, rel=0.02)
+
+
+def test_fractions_never_exceed_one_and_edges_are_smooth() -> None:
+    phantom = nist_plate("t2", matrix=64)
+    total = phantom.fractions.sum(axis=1)
+    assert total.max() <= 1 + 1e-6
+    assert phantom.fractions.min() >= 0
+    # Between water and sphere nothing is missing.
+    middle = np.abs(fine_positions(64)) < 14
+    np.testing.assert_allclose(total[0][np.ix_(middle, middle)], 1, atol=1e-6)
+    assert np.any((total > 0.1) & (total < 0.9))
+
+
+def test_outer_slices_cut_smaller_discs() -> None:
+    area = nist_plate("t1", slices=3, matrix=64).fractions[:, 1:].sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(area / area[1], [5 / 9, 1, 5 / 9], rtol=0.05)  # (7.5² - 5²) / 7.5²
+
+
+def test_small_fields_of_view_hold_the_whole_phantom() -> None:
+    total = nist_plate("t2", matrix=64, fov_mm=100.0).fractions.sum(axis=(0, 1))
+    assert total[:2].max() == total[-2:].max() == total[:, :2].max() == total[:, -2:].max() == 0
+
+
+@pytest.mark.parametrize("matrix", [16, 32, 64, 256])
+def test_every_sphere_has_a_label_that_keeps_off_its_edge(matrix: int) -> None:
+    phantom = nist_plate("t2", matrix=matrix)
+    share = phantom.on_pixels()
+    labels = phantom.labels(share)
+    if matrix >= 32:  # pixels of at most 9.4 mm
+        assert set(np.unique(labels)) == set(range(15))
+    for n in range(1, 15):
+        assert np.all(share[0, n][labels[0] == n] > 0.5)
+        if matrix == 256:
+            inside = np.argwhere(labels[0] == n)
+            assert len(inside) > 50
+            assert all(share[0, n, y - 1 : y + 2, x].min() > 0.95 for y, x in inside)
+
+
+@needs_nilearn
+def test_brain_lies_as_radiologists_see_it() -> None:
+    phantom = brain(matrix=100, fov_mm=250.0)
+    white, grey, csf = phantom.fractions[0]
+    assert phantom.fractions.sum(axis=1).max() <= 1.01
+    # Against the map itself, voxel by voxel: column to the left (-x of MNI), row to the back (-y of MNI).
+    maps = phantoms._mni_maps()
+    places = fine_positions(100) * 2.5
+    rng = np.random.default_rng(1)
+    for row, column in rng.integers(60, 140, (200, 2)):
+        x, y, z = -(places[column] - 2.3), -(places[row] + 3.1 + 18.0), 10.0
+        voxel = (x + 98, y + 134, z + 72)  # origin of the 1 mm maps
+        low = np.floor(voxel).astype(int)
+        around = maps[0][low[0] : low[0] + 2, low[1] : low[1] + 2, low[2] : low[2] + 2]
+        assert around.min() - 1e-5 <= white[row, column] <= around.max() + 1e-5
+    assert white.sum() > 0
+    assert grey.sum() > 0
+    assert csf.sum() > 0
+    np.testing.assert_array_equal(phantom.t1_ms, [832, 1350, 4000])
+    np.testing.assert_array_equal(phantom.t2_ms, [60, 85, 1500])
+
+
+@needs_nilearn
+def test_brain_slices_differ_and_fit() -> None:
+    phantom = brain(slices=21, matrix=32, fov_mm=220.0)
+    tissue = phantom.fractions.sum(axis=(1, 2, 3))
+    assert len(tissue) == 21
+    assert tissue.min() > 0.1 * tissue.max()
+    edges = phantom.fractions.sum(axis=1)
+    assert edges[:, 0].max() == edges[:, -1].max() == edges[:, :, 0].max() == edges[:, :, -1].max() == 0
+    labels = phantom.labels(phantom.on_pixels())
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+
+
+def test_brain_without_nilearn_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'whorl-mrf\[demo\]'"):
+        brain()
+
+
+@pytest.mark.parametrize("coils", [1, 2, 5, 8, 32])
+def test_coil_maps_are_smooth_and_different(coils: int) -> None:
+    maps = coil_maps(coils, matrix=32, fov_mm=300.0)
+    assert maps.shape == (coils, 64, 64)
+    together = np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))
+    assert together.max() == pytest.approx(1)
+    head = np.hypot(*np.meshgrid(fine_positions(32), fine_positions(32))) * 300 / 32 < 90
+    assert together[head].min() > 0.05
+    # Steps of 4.7 mm, coils of 60 mm: the field falls by half over such a distance.
+    assert max(np.abs(np.diff(maps, axis=axis)).max() for axis in (1, 2)) < 0.2
+    # No coil is a mixture of the others.
+    flat = maps.reshape(coils, -1)
+    spectrum = np.linalg.svd(flat, compute_uv=False)
+    assert spectrum[min(coils, 8) - 1] > 0.3 * spectrum[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nist_plate("t3"), 'plate is "t3"'),
+        (lambda: nist_plate("t1", slices=4), "slices is 4"),
+        (lambda: nist_plate("t1", slices=0), "slices is 0"),
+        (lambda: brain(slices=22), "slices is 22.*1 to 21"),
+        (lambda: coil_maps(0), "coils is 0"),
+        (lambda: coil_maps(129), "coils is 129"),
+    ],
+)
+def test_bad_values_are_named(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,362 @@
+"""The file that the simulation writes: its layout, its k-space, its noise and its truth."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import finufft
+import h5py
+import ismrmrd
+import ismrmrd.xsd
+import numpy as np
+import pytest
+
+import whorl.simulation.scan
+from whorl.simulation.phantoms import coil_maps, nist_plate
+from whorl.simulation.scan import interleaf_order, read_truth, simulate
+from whorl.simulation.signals import Train, fisp_signals, jiang_train
+
+# All sizes different: a swap is seen.
+SMALL: dict[str, Any] = {
+    "phantom": "nist",
+    "timepoints": 21,
+    "interleaves": 16,
+    "coils": 3,
+    "slices": 2,
+    "matrix": 48,
+    "fov_mm": 240.0,
+    "readout_ms": 2.0,
+}
+N_SAMPLES = 800
+N_NOISE = 4
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scan") / "scan.h5"
+    n = SMALL["timepoints"]
+    train = Train(
+        flip_deg=np.linspace(0, 61.5, n),
+        phase_deg=np.linspace(0, 90, n),
+        tr_ms=np.linspace(8, 12, n),
+        te_ms=np.linspace(1.5, 2.5, n),
+        ti_ms=17.5,
+    )
+    simulate(path, **SMALL, noise=0.01, train=train)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "plain.h5"
+    simulate(path, **SMALL)
+    return path
+
+
+def rows_of(path: Path) -> Any:
+    with h5py.File(path, "r") as file:
+        return file["dataset/data"][()]
+
+
+def kspace_of(path: Path) -> Any:
+    """Imaging readouts (N, C, S), complex64."""
+    rows = rows_of(path)[N_NOISE:]
+    coils = int(rows["head"]["active_channels"][0])
+    return np.stack([data.view(np.complex64).reshape(coils, -1) for data in rows["data"]])
+
+
+def test_heads_follow_the_layout(scan: Path) -> None:
+    head = rows_of(scan)["head"]
+    assert len(head) == N_NOISE + 2 * 21
+    np.testing.assert_array_equal(head["version"], 1)
+    np.testing.assert_array_equal(head["scan_counter"], np.arange(len(head)))
+    np.testing.assert_array_equal(head["active_channels"], 3)
+    np.testing.assert_array_equal(head["available_channels"], 3)
+    np.testing.assert_array_equal(head["channel_mask"][:, 0], 0b111)
+    np.testing.assert_array_equal(head["channel_mask"][:, 1:], 0)
+    np.testing.assert_array_equal(head["number_of_samples"], N_SAMPLES)
+    np.testing.assert_allclose(head["sample_time_us"], 2.5)
+    np.testing.assert_array_equal(head["center_sample"], 0)
+    assert np.all(np.diff(head["acquisition_time_stamp"].astype(int)) > 0)
+
+    noise, head = head[:N_NOISE], head[N_NOISE:]
+    np.testing.assert_array_equal(noise["flags"], 1 << 18)
+    np.testing.assert_array_equal(noise["trajectory_dimensions"], 0)
+
+    t = np.tile(np.arange(21), 2)
+    np.testing.assert_array_equal(head["idx"]["slice"], np.repeat([0, 1], 21))
+    np.testing.assert_array_equal(head["idx"]["repetition"], t)
+    np.testing.assert_array_equal(head["idx"]["kspace_encode_step_1"], interleaf_order("golden", 21, 16)[t])
+    np.testing.assert_array_equal(head["trajectory_dimensions"], 2)
+    np.testing.assert_array_equal(head["user_int"][:, 0], t)
+    np.testing.assert_array_equal(head["user_int"][:, 2], np.linspace(8000, 12000, 21)[t])
+    np.testing.assert_array_equal(head["user_int"][:, 3], np.linspace(1500, 2500, 21)[t])
+    np.testing.assert_allclose(head["user_int"][:, 5], np.linspace(0, 6150, 21)[t], atol=0.5)
+    np.testing.assert_allclose(head["user_int"][:, 6], np.linspace(0, 9000, 21)[t], atol=0.5)
+
+    first, last, end = 1 << 6, 1 << 7, 1 << 24
+    expected = np.zeros(42, dtype=int)
+    expected[[0, 21]] = first
+    expected[20], expected[41] = last, last | end
+    np.testing.assert_array_equal(head["flags"], expected)
+
+    np.testing.assert_allclose(head["position"][:, 2], np.repeat([-2.5, 2.5], 21))
+    axes = np.stack([head["read_dir"], head["phase_dir"], head["slice_dir"]], axis=1)
+    np.testing.assert_array_equal(axes, np.broadcast_to(np.eye(3), (42, 3, 3)))
+
+
+def test_header_follows_the_layout(scan: Path) -> None:
+    with h5py.File(scan, "r") as file:
+        header = ismrmrd.xsd.CreateFromDocument(file["dataset/xml"][0])
+    encoding = header.encoding[0]
+    for space in (encoding.encodedSpace, encoding.reconSpace):
+        assert (space.matrixSize.x, space.matrixSize.y, space.matrixSize.z) == (48, 48, 1)
+        assert (space.fieldOfView_mm.x, space.fieldOfView_mm.y, space.fieldOfView_mm.z) == (240, 240, 5)
+    assert encoding.trajectory == ismrmrd.xsd.trajectoryType.SPIRAL
+    limits = encoding.encodingLimits
+    assert limits.kspace_encoding_step_1.maximum == 15
+    assert limits.slice.maximum == 1
+    assert limits.repetition.maximum == 20
+    assert header.acquisitionSystemInformation.receiverChannels == 3
+    assert header.acquisitionSystemInformation.systemFieldStrength_T == 3
+    assert header.acquisitionSystemInformation.relativeReceiverNoiseBandwidth == 1
+    assert header.experimentalConditions.H1resonanceFrequency_Hz == pytest.approx(127.7e6, rel=1e-3)
+    assert "nist" in header.measurementInformation.protocolName
+    sequence = header.sequenceParameters
+    np.testing.assert_allclose(sequence.flipAngle_deg, np.linspace(0, 61.5, 21))
+    np.testing.assert_allclose(sequence.TR, np.linspace(8, 12, 21))
+    np.testing.assert_allclose(sequence.TE, np.linspace(1.5, 2.5, 21))
+    np.testing.assert_allclose(sequence.TI, [17.5])
+
+
+def test_ismrmrd_reads_it(scan: Path) -> None:
+    with ismrmrd.Dataset(str(scan), mode="r") as dataset:
+        assert dataset.number_of_acquisitions() == N_NOISE + 42
+        noise, readout = dataset.read_acquisition(0), dataset.read_acquisition(N_NOISE + 5)
+    assert noise.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    assert noise.data.shape == readout.data.shape == (3, N_SAMPLES)
+    assert readout.traj.shape == (N_SAMPLES, 2)
+    assert readout.isChannelActive(2)
+    radius = np.hypot(readout.traj[:, 0], readout.traj[:, 1])
+    assert radius[0] == 0
+    assert 0.49 < radius[-1] < 0.5  # cycles per pixel
+
+
+@pytest.mark.parametrize("matrix", [36, 37], ids=["even", "odd"])
+def test_kspace_is_the_sum_over_all_point_sources(tmp_path: Path, matrix: int) -> None:
+    args = SMALL | {"matrix": matrix, "noise": 0.0}
+    simulate(tmp_path / "scan.h5", **args)
+    rows, kspace = rows_of(tmp_path / "scan.h5")[N_NOISE:], kspace_of(tmp_path / "scan.h5")
+    phantom = nist_plate("t2", slices=2, matrix=matrix, fov_mm=240.0)
+    signals = fisp_signals(jiang_train(21), phantom.t1_ms, phantom.t2_ms)
+    # Pixel j lies at j - n // 2 and is cut into two halves.
+    places = np.array([j - matrix // 2 + half for j in range(matrix) for half in (-0.25, 0.25)])
+    for n, coil, sample in [(0, 0, 0), (3, 2, 300), (20, 1, 799), (21, 0, 50), (38, 2, 640)]:
+        z, t = divmod(n, 21)
+        kx, ky = rows["traj"][n].reshape(-1, 2)[sample].astype(float)
+        sources = np.tensordot(phantom.pd * signals[:, t], phantom.fractions[z], axes=1)
+        sources = sources * coil_maps(3, matrix=matrix, fov_mm=240.0, height_mm=[-2.5, 2.5][z])[coil]
+        wave = np.exp(-2j * np.pi * ky * places)[:, None] * np.exp(-2j * np.pi * kx * places)[None, :]
+        # Single precision of the file; the trajectory in it is rounded to 3e-8 cycles/pixel too.
+        expected = np.sum(sources * wave) / 4
+        assert abs(kspace[n, coil, sample] - expected) < 2e-6 * np.abs(kspace).max()
+
+
+@pytest.mark.parametrize("matrix", [48, 49], ids=["even", "odd"])
+def test_the_image_lies_on_the_truth(tmp_path: Path, matrix: int) -> None:
+    train = Train(np.full(16, 3.0), np.zeros(16), np.full(16, 9.0), np.full(16, 2.0), 1e5)
+    args = SMALL | {"matrix": matrix, "noise": 0.0, "timepoints": 16, "slices": 1, "coils": 5}
+    simulate(tmp_path / "scan.h5", **args, train=train)
+    rows, kspace = rows_of(tmp_path / "scan.h5")[N_NOISE:], kspace_of(tmp_path / "scan.h5")
+    trajectory = np.stack([row.reshape(-1, 2) for row in rows["traj"]]).astype(float)
+    weight = np.gradient(np.sum(trajectory**2, axis=-1), axis=1)
+    points = 2 * np.pi * trajectory.reshape(-1, 2)
+    data = (kspace * weight[:, None]).swapaxes(0, 1).reshape(5, -1).astype(complex)
+    images = finufft.nufft2d1(points[:, 1].copy(), points[:, 0].copy(), data, (matrix, matrix), isign=1)
+    image = np.sqrt(np.sum(np.abs(images) ** 2, axis=0))
+    sensitivity = np.sqrt(np.sum(np.abs(coil_maps(5, matrix=matrix, fov_mm=240.0)) ** 2, axis=0))
+    image /= sensitivity.reshape(matrix, 2, matrix, 2).mean(axis=(1, 3))
+    mask = read_truth(tmp_path / "scan.h5").mask[0].astype(float)
+
+    def agreement(dy: int, dx: int) -> float:
+        return float(np.corrcoef(np.roll(image, (dy, dx), (0, 1)).ravel(), mask.ravel())[0, 1])
+
+    here = agreement(0, 0)
+    assert here > 0.95
+    assert all(here > agreement(*shift) for shift in [(0, 1), (1, 0), (0, -1), (-1, 0)])
+    assert here > np.corrcoef(image.T.ravel(), mask.ravel())[0, 1]
+
+
+def test_noise_has_the_level_and_covariance_that_is_written(tmp_path: Path) -> None:
+    simulate(tmp_path / "clean.h5", **SMALL, noise=0.0)
+    simulate(tmp_path / "noisy.h5", **SMALL, noise=0.02)
+    clean = kspace_of(tmp_path / "clean.h5")
+    noise = kspace_of(tmp_path / "noisy.h5") - clean
+    prescan = np.stack(
+        [row.view(np.complex64).reshape(3, -1) for row in rows_of(tmp_path / "noisy.h5")["data"][:N_NOISE]]
+    )
+    expected = read_truth(tmp_path / "noisy.h5").parameters["noise_covariance"]
+    assert np.trace(expected).real == pytest.approx(3)
+    np.testing.assert_allclose(expected, expected.conj().T)
+    assert np.linalg.cond(expected) < 20
+    assert np.abs(expected - np.diag(np.diag(expected))).max() > 0.05
+    level = 0.02 * np.abs(clean).max()
+    assert read_truth(tmp_path / "noisy.h5").parameters["noise_sd"] == pytest.approx(level)
+    # Four standard errors: 1/sqrt(samples), 33 600 and 3 200 of them.
+    for readouts, tolerance in ((noise, 0.025), (prescan, 0.08)):
+        samples = readouts.swapaxes(0, 1).reshape(3, -1)
+        measured = samples @ samples.conj().T / samples.shape[1] / level**2
+        np.testing.assert_allclose(measured, expected, atol=tolerance)
+        # Circular: real and imaginary parts alike and independent.
+        np.testing.assert_allclose(samples @ samples.T / samples.shape[1] / level**2, 0, atol=1.5 * tolerance)
+    assert abs(np.vdot(noise[0], noise[1])) < 5 * np.sqrt(noise[0].size) * level**2
+
+
+def test_truth(scan: Path) -> None:
+    truth = read_truth(scan)
+    assert truth.t1_ms.shape == truth.labels.shape == truth.mask.shape == (2, 48, 48)
+    assert [str(a.dtype) for a in (truth.t1_ms, truth.labels, truth.mask)] == ["float32", "int16", "bool"]
+    assert truth.roi_names[6] == "Mn-7"
+    assert len(truth.roi_names) == len(truth.roi_t1_ms) == len(truth.roi_t2_ms) == 14
+    assert (truth.roi_t1_ms[6], truth.roi_t2_ms[6]) == (801.7, 64.07)
+    for n in range(1, 15):
+        region = truth.labels == n
+        assert region.any(axis=(1, 2)).all()
+        np.testing.assert_allclose(truth.t1_ms[region], truth.roi_t1_ms[n - 1], rtol=1e-6)
+        np.testing.assert_allclose(truth.t2_ms[region], truth.roi_t2_ms[n - 1], rtol=1e-6)
+    for image in (truth.t1_ms, truth.t2_ms, truth.m0):
+        np.testing.assert_array_equal(image > 0, truth.mask)
+    assert truth.mask.mean() == pytest.approx(np.pi * 100**2 / 240**2, rel=0.05)
+    assert truth.parameters["order"] == "golden"
+    assert truth.parameters["timepoints"] == 21
+    np.testing.assert_allclose(truth.parameters["flip_deg"], np.linspace(0, 61.5, 21))
+
+
+def test_truth_of_another_file_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.create_group("dataset")
+    with pytest.raises(ValueError, match="no group truth"):
+        read_truth(tmp_path / "other.h5")
+
+
+@pytest.mark.parametrize("order", ["golden", "sequential"])
+@pytest.mark.parametrize("interleaves", [1, 2, 3, 8, 16, 48, 89, 96])
+def test_orders_visit_all_interleaves_evenly(order: str, interleaves: int) -> None:
+    arms = interleaf_order(order, 3 * interleaves, interleaves)
+    for block in arms.reshape(3, interleaves):
+        np.testing.assert_array_equal(np.sort(block), np.arange(interleaves))
+    if interleaves >= 8:
+        step = (arms[1] - arms[0]) / interleaves
+        assert step == pytest.approx(0.618 if order == "golden" else 1 / interleaves, abs=0.06)
+
+
+def test_seeds(tmp_path: Path, plain: Path) -> None:
+    for name, seed in (("same", 0), ("other", 1)):
+        simulate(tmp_path / name, **SMALL, seed=seed)
+    a, b, c = kspace_of(plain), kspace_of(tmp_path / "same"), kspace_of(tmp_path / "other")
+    np.testing.assert_array_equal(a, b)
+    assert np.mean(a == c) < 0.01
+    np.testing.assert_allclose(a, c, atol=1e-2 * np.abs(a).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("order", "sequential"),
+        ("plate", "t1"),
+        ("fov_mm", 260.0),
+        ("readout_ms", 2.1),
+        ("noise", 0.1),
+        ("train", jiang_train(21, tr_ms=11.0)),
+    ],
+)
+def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: Any) -> None:
+    simulate(tmp_path / "changed.h5", **(SMALL | {change: value}))
+    before, after = kspace_of(plain), kspace_of(tmp_path / "changed.h5")
+    assert before.shape != after.shape or not np.allclose(before, after, atol=1e-3 * np.abs(before).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timepoints": 0}, "timepoints is 0"),
+        ({"timepoints": 70000}, "timepoints is 70000"),
+        ({"phantom": "leg"}, 'phantom is "leg": expected "nist" or "brain"'),
+        ({"order": "random"}, 'order is "random"'),
+        ({"plate": "pd"}, 'plate is "pd"'),
+        ({"slices": 4}, "slices is 4"),
+        ({"slices": 0}, "slices is 0"),
+        ({"coils": 0}, "coils is 0"),
+        ({"matrix": 8}, "matrix is 8"),
+        ({"interleaves": 0}, "interleaves is 0"),
+        ({"interleaves": 1}, "1 interleaves of 2 ms reach"),
+        ({"noise": -0.1}, "noise is -0.1"),
+        ({"noise": float("nan")}, "noise is nan"),
+        ({"fov_mm": -1.0}, "fov_mm is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"readout_ms": 8.0}, "do not fit into TR 9 ms"),
+        ({"train": jiang_train(20)}, "20 pulses, timepoints is 21"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named_and_leave_no_file(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(tmp_path / "scan.h5", **(SMALL | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        simulate(tmp_path / "none" / "scan.h5", **SMALL)
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "scan.h5"
+    target.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(whorl.simulation.scan, "_write_truth", fail)
+    with pytest.raises(OSError, match="disk full"):
+        simulate(target, **SMALL)
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.read_bytes() == b"old"
+
+
+def test_long_trains_fit_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # HDF5 refuses attributes above 64 KiB; 9000 angles are 72 kB. Their signals would take a while.
+    monkeypatch.setattr(
+        whorl.simulation.scan, "fisp_signals", lambda train, t1, _: np.ones((len(t1), len(train)))
+    )
+    args = SMALL | {"matrix": 16, "interleaves": 4, "coils": 1, "slices": 1, "readout_ms": 0.6}
+    n = 9000
+    simulate(tmp_path / "scan.h5", **(args | {"timepoints": n}))
+    assert len(read_truth(tmp_path / "scan.h5").parameters["flip_deg"]) == n
+
+
+def test_more_than_64_coils_are_marked(tmp_path: Path) -> None:
+    args = SMALL | {"matrix": 16, "interleaves": 4, "coils": 70, "slices": 1, "readout_ms": 0.6}
+    simulate(tmp_path / "scan.h5", **args)
+    mask = rows_of(tmp_path / "scan.h5")["head"]["channel_mask"][0]
+    assert [int(word) for word in mask[:3]] == [2**64 - 1, 2**6 - 1, 0]
+
+
+def test_progress_tells_each_slice(tmp_path: Path) -> None:
+    lines: list[str] = []
+    simulate(tmp_path / "scan.h5", **SMALL, progress=lines.append)
+    assert any("slice 2 of 2" in line for line in lines)
+
+
+def test_nothing_is_shared_with_the_reconstruction() -> None:
+    allowed = ("whorl.simulation", "whorl.scan.readout")
+    for source in Path(whorl.simulation.scan.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert all(name.startswith(allowed) for name in names if name.startswith("whorl"))
+            assert not (isinstance(node, ast.ImportFrom) and node.level), "relative imports hide the room"
