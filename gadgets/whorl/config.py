@@ -83,13 +83,13 @@ class Settings:
     fit: Literal["varpro", "adam"] = _setting(
         "varpro", "output head solved in each iteration, or all weights by Adam"
     )
-    iterations: int = _setting(0, "iterations of the fit; 0: 60 for varpro, 300 for adam", low=0, high=100000)
+    iterations: int = _setting(0, "iterations of the fit; 0: 100 for varpro, 300 for adam", low=0, high=100000)
     levels: int = _setting(8, "resolution levels of the grid encoder", low=1, high=32)
     features: int = _setting(4, "features of each level", low=1, high=64)
     base_resolution: int = _setting(16, "grid points of the coarsest level along the longer side", low=2)
     finest_resolution: int = _setting(128, "grid points of the finest level along the longer side", low=2)
     hidden: int = _setting(64, "width of the MLP, size F of the joint feature vector", low=1, high=1024)
-    learning_rate: float = _setting(0.1, "largest learning rate of varpro; adam uses a tenth", low=0)
+    learning_rate: float = _setting(0.03, "learning rate at the start; it falls to a tenth", low=0)
     lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
     lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)
     ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)

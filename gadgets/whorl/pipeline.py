@@ -257,7 +257,7 @@ def reconstruct_slice(
                 unexplained = imaginary_share(x0[:1], phase, mask)
                 lap("start")
                 if unexplained < _IMAGINARY and bool(torch.isfinite(z).all()):
-                    start = phase * z
+                    start = z  # a common phase changes no map
                 else:
                     result.remark(
                         "fallback",

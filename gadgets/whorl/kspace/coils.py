@@ -35,9 +35,10 @@ def whitening_matrix(covariance: Tensor) -> Tensor:
             f"the noise of {len(covariance)} coils is not positive definite "
             f"(variances {float(scale.min()):.3g} to {float(scale.max()):.3g})"
         )
-    return torch.linalg.solve_triangular(
+    white: Tensor = torch.linalg.solve_triangular(
         factor, torch.eye(len(covariance), dtype=factor.dtype, device=factor.device), upper=False
     )
+    return white
 
 
 def compression_matrix(kspace: Tensor, n_virtual: int = 0, *, energy: float = 0.995) -> Tensor:
@@ -64,7 +65,8 @@ def compression_matrix(kspace: Tensor, n_virtual: int = 0, *, energy: float = 0.
     if not n_virtual:
         kept = torch.cumsum(values, 0) / values.sum().clamp_min(1e-30)
         n_virtual = int((kept < energy).sum()) + 1
-    return vectors.flip(1)[:, : min(n_virtual, C)].conj().T.contiguous()
+    strongest: Tensor = vectors.flip(1)[:, : min(n_virtual, C)]
+    return strongest.conj().T.contiguous()
 
 
 def _gaussian_1d(sigma: float, device: torch.device) -> Tensor:

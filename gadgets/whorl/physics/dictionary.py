@@ -39,7 +39,11 @@ class Dictionary:
 
     def to(self, device: torch.device) -> Dictionary:
         return Dictionary(
-            *(x.to(device) for x in (self.t1_ms, self.t2_ms, self.coefficients, self.basis)), self.energy
+            t1_ms=self.t1_ms.to(device),
+            t2_ms=self.t2_ms.to(device),
+            coefficients=self.coefficients.to(device),
+            basis=self.basis.to(device),
+            energy=self.energy,
         )
 
 

@@ -15,8 +15,8 @@ from whorl.physics.dictionary import Dictionary
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Result for V voxels, each `(V,)`: T1 and T2 in ms, complex M0 in the unit of the coefficients,
-    and the normalised correlation with the atom in [0, 1]."""
+    """Result for V voxels, each `(V,)`: T1 and T2 in ms, M0 (with the phase of the coefficients, in
+    their unit) and the normalised correlation with the atom in [0, 1]."""
 
     t1_ms: Tensor
     t2_ms: Tensor
@@ -24,7 +24,7 @@ class Match:
     quality: Tensor
 
 
-def match(coefficients: Tensor, dictionary: Dictionary, *, chunk: int = 512) -> Match:
+def match(coefficients: Tensor, dictionary: Dictionary, *, chunk: int = 32) -> Match:
     """The atom of largest normalised inner product ``|dᴴc| / (|d||c|)`` for each voxel.
 
     The maximum is exact, whatever the complex scale of a voxel.
@@ -32,11 +32,11 @@ def match(coefficients: Tensor, dictionary: Dictionary, *, chunk: int = 512) -> 
     Parameters
     ----------
     coefficients
-        Complex `(V, K)`.
+        `(V, K)`, complex or real.
     dictionary
         N atoms in the same subspace.
     chunk
-        Voxels that are compared at a time.
+        Voxels that are compared at a time; on a CPU their products with all atoms should fit the cache.
 
     Raises
     ------
@@ -57,20 +57,24 @@ def match(coefficients: Tensor, dictionary: Dictionary, *, chunk: int = 512) -> 
     unit = atoms / norm  # (N, K)
     best = torch.empty(len(coefficients), dtype=torch.long, device=coefficients.device)
     if unit.is_complex():
-        for part, index in zip(coefficients.split(chunk), best.split(chunk), strict=True):
-            index.copy_((part @ unit.conj().T).abs().argmax(1))
+        for start in range(0, len(coefficients), chunk):
+            part = coefficients[start : start + chunk].to(unit.dtype)
+            best[start : start + chunk] = (part @ unit.conj().T).abs().argmax(1)
     else:
-        # Real atoms: the squared modulus is the sum of two real products, a quarter of the complex work.
+        # Real atoms: the squared modulus is the sum of two real products, a quarter of the complex work;
+        # for real coefficients it is one.
         columns = unit.T.contiguous()
-        real = torch.empty((chunk, len(atoms)), device=coefficients.device)
-        imag = torch.empty_like(real)
-        for part, index in zip(coefficients.split(chunk), best.split(chunk), strict=True):
-            n = len(part)
-            torch.mm(part.real.contiguous(), columns, out=real[:n])
-            torch.mm(part.imag.contiguous(), columns, out=imag[:n])
-            torch.argmax(real[:n].square_().addcmul_(imag[:n], imag[:n]), 1, out=index)
-    atom = unit[best].to(coefficients.dtype)
-    product = (atom.conj() * coefficients).sum(1)  # (V,)
+        parts = [coefficients.real, coefficients.imag] if coefficients.is_complex() else [coefficients]
+        products = [torch.empty((chunk, len(atoms)), device=coefficients.device) for _ in parts]
+        for start in range(0, len(coefficients), chunk):
+            n = min(chunk, len(coefficients) - start)
+            for part, product in zip(parts, products, strict=True):
+                torch.mm(part[start : start + n].contiguous(), columns, out=product[:n])
+            power = products[0][:n].square_()
+            for product in products[1:]:
+                power.addcmul_(product[:n], product[:n])
+            torch.argmax(power, 1, out=best[start : start + n])
+    product = (unit[best].conj() * coefficients).sum(1)  # (V,)
     length = torch.linalg.vector_norm(coefficients, dim=1)
     return Match(
         t1_ms=dictionary.t1_ms[best],

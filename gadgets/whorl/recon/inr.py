@@ -4,7 +4,8 @@ A grid encoder and a small MLP map each place to a joint feature vector φ(r); e
 is a linear combination of it, ``x_k(r) = w_kᵀ φ(r) + b_k``. It is fitted to the images x0 in the
 image domain, without training data and without k-space.
 
-Letters: K coefficients, Y X pixels, V pixels in the mask, L levels, D features of a level, F = size of φ.
+Letters: K coefficients, Y X pixels, P pixels of the box around the object, L levels, D features of a
+level, F size of φ, J real images.
 """
 
 from __future__ import annotations
@@ -89,16 +90,22 @@ class GridEncoder(torch.nn.Module):
         )
 
 
-def _mlp(sizes: list[int], generator: torch.Generator, device: torch.device) -> torch.nn.Sequential:
-    layers: list[torch.nn.Module] = []
-    for n_in, n_out in zip(sizes, sizes[1:], strict=False):
-        layer = torch.nn.Linear(n_in, n_out)
-        with torch.no_grad():
+class _Mlp(torch.nn.Module):
+    """ReLU layers on `(features, pixels)`: the pixels lie next to each other in memory."""
+
+    def __init__(self, sizes: list[int], generator: torch.Generator, device: torch.device) -> None:
+        super().__init__()
+        self.weights, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
+        for n_in, n_out in zip(sizes, sizes[1:], strict=False):
             bound = math.sqrt(6 / n_in)  # He initialisation for ReLU
-            layer.weight.copy_((torch.rand((n_out, n_in), generator=generator) * 2 - 1) * bound)
-            layer.bias.zero_()
-        layers += [layer, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers).to(device)
+            weight = (torch.rand((n_out, n_in), generator=generator) * 2 - 1) * bound
+            self.weights.append(torch.nn.Parameter(weight.to(device)))
+            self.biases.append(torch.nn.Parameter(torch.zeros((n_out, 1), device=device)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            x = torch.relu(weight @ x + bias)
+        return x
 
 
 def solve_head(features: Tensor, target: Tensor, ridge: float) -> Tensor:
@@ -107,21 +114,22 @@ def solve_head(features: Tensor, target: Tensor, ridge: float) -> Tensor:
     Parameters
     ----------
     features
-        `(V, F+1)`: φ and a column of ones.
+        `(F+1, P)`: φ and a row of ones; pixels that do not count are 0.
     target
-        `(V, 2K)` real.
+        `(J, P)` real.
     ridge
-        Relative to the mean diagonal of ``φᵀφ``.
+        Relative to the mean diagonal of ``φφᵀ``.
 
     Returns
     -------
     Tensor
-        `(F+1, 2K)` float32.
+        `(J, F+1)` float32.
     """
-    gram = (features.T @ features).double()
-    right = (features.T @ target).double()
+    gram = (features @ features.T).double()
+    right = (features @ target.T).double()
     gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    return torch.linalg.solve(gram, right).to(features.dtype)
+    head: Tensor = torch.linalg.solve(gram, right).T
+    return head.to(features.dtype)
 
 
 def fit_inr(
@@ -135,7 +143,7 @@ def fit_inr(
     base_resolution: int = 16,
     finest_resolution: int = 128,
     hidden: int = 64,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.03,
     lambda_enc: float = 3e-6,
     lambda_mlp: float = 1e-6,
     ridge: float = 1e-4,
@@ -152,11 +160,11 @@ def fit_inr(
     Parameters
     ----------
     coefficients
-        Complex `(K, Y, X)`: x0.
+        `(K, Y, X)`: x0, complex, or real where a common phase has been taken out.
     mask
         Boolean `(Y, X)`: pixels that are fitted.
     iterations
-        0: 60 for ``varpro``, 300 for ``adam``.
+        0: 100 for ``varpro``, 300 for ``adam``.
     deadline
         Time (`time.monotonic`) at which the fit gives up.
     progress
@@ -181,22 +189,22 @@ def fit_inr(
     device = coefficients.device
     if not bool(mask.any()):
         raise ValueError("the mask is empty: there is nothing to fit")
-    iterations = iterations or (60 if fit == "varpro" else 300)
+    iterations = iterations or (100 if fit == "varpro" else 300)
 
-    # Encoder and MLP work on the box around the object only.
+    # Encoder and MLP work on the box around the object; pixels of the box outside the mask weigh 0.
     rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
     box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-    inside = mask[box]
-    box_shape = (inside.shape[0], inside.shape[1])
-    # Resolutions are given for the whole field of view.
-    share = max(box_shape) / max(shape)
-    pixel = torch.nonzero(inside.flatten())[:, 0]  # (V,)
-    V = len(pixel)
+    inside = mask[box].to(torch.float32).reshape(1, -1)  # (1, P)
+    box_shape = (mask[box].shape[0], mask[box].shape[1])
+    V = float(inside.sum())
 
-    x0 = coefficients[:, box[0], box[1]].reshape(K, -1)[:, pixel]  # (K, V)
+    x0 = coefficients[:, box[0], box[1]].reshape(K, -1) * inside  # (K, P)
     scale = 0.5 * float(x0[0].abs().max()) or 1.0
-    target = torch.view_as_real((x0 / scale).T.contiguous()).reshape(V, 2 * K)
+    # J rows: K if the images are real, else real and imaginary parts one after the other.
+    target = (torch.cat([x0.real, x0.imag]) if x0.is_complex() else x0) / scale  # (J, P)
+    J = len(target)
 
+    share = max(box_shape) / max(shape)  # resolutions are given for the whole field of view
     generator = torch.Generator().manual_seed(seed)
     encoder = GridEncoder(
         box_shape,
@@ -207,23 +215,20 @@ def fit_inr(
         generator=generator,
         device=device,
     )
-    mlp = _mlp([levels * features, hidden, hidden], generator, device)
+    mlp = _Mlp([levels * features, hidden, hidden], generator, device)
     groups = [(list(encoder.parameters()), lambda_enc), (list(mlp.parameters()), lambda_mlp)]
-    head = torch.zeros((hidden + 1, 2 * K), device=device)
-    rate = learning_rate
+    head = torch.zeros((J, hidden + 1), device=device)
     if fit == "adam":
-        rate = learning_rate / 10
-        head[:-1] = ((torch.rand((hidden, 2 * K), generator=generator) * 2 - 1) / math.sqrt(hidden)).to(
-            device
-        )
-        head.requires_grad_()
+        head[:, :-1] = ((torch.rand((J, hidden), generator=generator) * 2 - 1) / math.sqrt(hidden)).to(device)
+        head = torch.nn.Parameter(head)
         groups.append(([head], lambda_mlp))
-    optimiser = torch.optim.Adam([p for group, _ in groups for p in group], lr=rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(
+        [p for group, _ in groups for p in group], lr=learning_rate, betas=(0.9, 0.99), foreach=True
+    )
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / iterations))
-    ones = torch.ones((V, 1), device=device)
 
     def joint_features() -> Tensor:
-        return torch.cat([mlp(encoder().flatten(1).T[pixel]), ones], dim=1)  # (V, F+1)
+        return torch.cat([mlp(encoder().flatten(1)) * inside, inside])  # (F+1, P)
 
     losses = []
     for iteration in range(iterations):
@@ -236,7 +241,7 @@ def fit_inr(
         if fit == "varpro":
             # The head is at its optimum, so no gradient needs to pass through its solution.
             head = solve_head(phi.detach(), target, ridge)
-        error = (phi @ head - target).square().sum() / V
+        error = (head @ phi - target).square().sum() / V
         penalty = sum(weight * p.square().sum() for group, weight in groups for p in group)
         (error + penalty).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -249,10 +254,10 @@ def fit_inr(
         phi = joint_features()
         if fit == "varpro":
             head = solve_head(phi, target, ridge)
-        fitted = phi @ head  # (V, 2K)
+        fitted = (head @ phi) * scale  # (J, P)
     if not bool(torch.isfinite(fitted).all()):
         raise FloatingPointError("the INR diverged: its images are not finite")
-    values = torch.view_as_complex(fitted.reshape(V, K, 2)).T * scale  # (K, V)
     images = torch.zeros_like(coefficients)
-    images[:, mask] = values
+    values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
+    images[:, box[0], box[1]] = values.reshape(K, *box_shape) * mask[box]
     return InrFit(images, tuple(torch.stack(losses).tolist()))
