@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scan_edit import Result, Scan
 from whorl.simulation.scan import simulate
 
 
@@ -15,3 +16,22 @@ def tiny_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "tiny.h5"
     simulate(path, phantom="nist", timepoints=120, interleaves=24, coils=4, matrix=64)
     return path
+
+
+@pytest.fixture(scope="session")
+def loaded_scan(tiny_scan: Path) -> Scan:
+    return Scan.load(tiny_scan)
+
+
+@pytest.fixture
+def scan(loaded_scan: Scan) -> Scan:
+    """The tiny scan in memory, to be changed at will."""
+    return loaded_scan.copy()
+
+
+@pytest.fixture(scope="session")
+def untouched(loaded_scan: Scan) -> Result:
+    """The low-rank maps of the tiny scan as it is."""
+    result = loaded_scan.copy().run()
+    assert result.outcome.exit_code == 0
+    return result

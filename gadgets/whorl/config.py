@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import typing
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -83,7 +83,9 @@ class Settings:
     fit: Literal["varpro", "adam"] = _setting(
         "varpro", "output head solved in each iteration, or all weights by Adam"
     )
-    iterations: int = _setting(0, "iterations of the fit; 0: 100 for varpro, 300 for adam", low=0, high=100000)
+    iterations: int = _setting(
+        0, "iterations of the fit; 0: 100 for varpro, 300 for adam", low=0, high=100000
+    )
     levels: int = _setting(8, "resolution levels of the grid encoder", low=1, high=32)
     features: int = _setting(4, "features of each level", low=1, high=64)
     base_resolution: int = _setting(16, "grid points of the coarsest level along the longer side", low=2)
@@ -93,7 +95,7 @@ class Settings:
     lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
     lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)
     ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)
-    seed: int = _setting(0, "seed of the initial weights", low=0)
+    seed: int = _setting(0, "seed of the initial weights", low=0, high=2**63 - 1)
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, object], *, paths: bool = True) -> Settings:
@@ -135,6 +137,16 @@ class Settings:
                 raise SettingsError(
                     f"{quantity}_min_ms is {low:g}, {quantity}_max_ms is {high:g}: expected min < max"
                 )
+            if settings.output_dtype == "uint16" and high > (limit := {"t1": 32767, "t2": 3276.7}[quantity]):
+                raise SettingsError(
+                    f"{quantity}_max_ms is {high:g}: uint16 pixels hold up to {limit:g} ms. "
+                    f"Set property output_dtype to float32"
+                )
+        if settings.t2_min_ms > settings.t1_max_ms:
+            raise SettingsError(
+                f"t2_min_ms is {settings.t2_min_ms:g}, t1_max_ms is {settings.t1_max_ms:g}: "
+                f"expected a T1 that is at least the shortest T2"
+            )
         if settings.base_resolution > settings.finest_resolution:
             raise SettingsError(
                 f"base_resolution is {settings.base_resolution}, "
@@ -150,6 +162,8 @@ class Settings:
 def _coerce(name: str, value: object, hint: Any, low: float | None, high: float | None) -> Any:
     """Read one value as the type of its field; `ValueError` in the operator's words."""
     choices = typing.get_args(hint)
+    if not isinstance(value, str | int | float):
+        raise SettingsError(f'property "{name}" is {value!r}: expected a text or a number')
     text = str(value).strip()
     if choices:
         match = {c.lower(): c for c in choices}.get(text.lower().replace("+-1", "±1"))
@@ -159,7 +173,7 @@ def _coerce(name: str, value: object, hint: Any, low: float | None, high: float 
     if hint is str:
         return text
     try:
-        number = hint(text)
+        number = _whole(text) if hint is int else float(text)
     except ValueError as error:
         kind = "a whole number" if hint is int else "a number"
         raise SettingsError(f'property "{name}" is "{text}": expected {kind}') from error
@@ -169,6 +183,17 @@ def _coerce(name: str, value: object, hint: Any, low: float | None, high: float 
         bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
         raise SettingsError(f'property "{name}" is "{text}": expected {bounds}')
     return number
+
+
+def _whole(text: str) -> int:
+    """A whole number; also "60.0", as programs write that know only one kind of number."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
 
 
 def properties_from_xml(text: str | bytes) -> dict[str, str]:
@@ -183,11 +208,13 @@ def properties_from_xml(text: str | bytes) -> dict[str, str]:
     raw = raw.rstrip(b"\0 \r\n\t")
     if not raw:
         return {}
+    if b"\0" in raw:  # UTF-16, in which the next line would find nothing
+        raise SettingsError("the configuration is not readable XML: expected UTF-8, got NUL bytes")
     if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
         raise SettingsError("the configuration declares a document type or entities, which are not accepted")
     try:
-        root = ElementTree.fromstring(raw)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for unknown encodings
+        root = ET.fromstring(raw)
+    except (ET.ParseError, ValueError, LookupError) as error:  # the latter for unknown encodings
         raise SettingsError(f"the configuration is not readable XML: {error}") from error
     holder = root.find(".//external/configuration")
     properties: dict[str, str] = {}
@@ -212,7 +239,7 @@ def properties_from_json(text: str | bytes) -> dict[str, object]:
     raw = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     try:
         document = json.loads(raw.rstrip("\0 \r\n\t"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"the parameters are not readable JSON: {error}") from error
     parameters = document.get("parameters", {}) if isinstance(document, dict) else None
     if not isinstance(parameters, dict):

@@ -218,7 +218,8 @@ def run(output: Path, **options: Any) -> int:
     _print_table(rows, summaries)
     inr = times["inr"]
     click.echo(
-        f"\nINR, seconds: dictionary {inr['dictionary']:.2f}, fit {inr.get('fit', 0):.2f}, slice {inr['slice']:.2f}, "
+        f"\nINR, seconds: dictionary {inr['dictionary']:.2f}, fit {inr.get('fit', 0):.2f}, "
+        f"slice {inr['slice']:.2f}, "
         f"last readout to last map {inr['last_readout_to_last_map']:.2f}"
     )
     click.echo(f"low-rank: last readout to last map {times['lowrank']['last_readout_to_last_map']:.2f}")
@@ -240,6 +241,7 @@ def run(output: Path, **options: Any) -> int:
     }
     (output / "demo.json").write_text(json.dumps(figures, indent=2))
     click.echo(
-        f"maps in {output}/inr.h5 and {output}/lowrank.h5, picture in {output}/maps.png, figures in {output}/demo.json"
+        f"maps in {output}/inr.h5 and {output}/lowrank.h5, "
+        f"picture in {output}/maps.png, figures in {output}/demo.json"
     )
     return code

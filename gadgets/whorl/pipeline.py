@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import ismrmrd
 import numpy as np
@@ -23,12 +23,12 @@ from whorl.config import Settings
 from whorl.kspace.coils import coil_maps, combine, whitening_matrix
 from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
-from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace
+from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace, digest
 from whorl.maps.images import ImageMaker, Provenance, SliceMaps
 from whorl.physics.dictionary import Dictionary, build_dictionary
 from whorl.physics.matching import match
 from whorl.recon.corrected import corrected_start, imaginary_share
-from whorl.recon.inr import DeadlinePassed, fit_inr
+from whorl.recon.inr import fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import NormalOperator
@@ -48,6 +48,9 @@ _OUTSIDE = 0.1
 _LONGEST_TRAIN = 10_000
 #: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
 _IMAGINARY = 0.15
+
+#: Reasons of the tally that are no loss.
+_HARMLESS = ("came twice",)
 
 LogText = Callable[[str, str], None]
 
@@ -261,7 +264,8 @@ def reconstruct_slice(
                 else:
                     result.remark(
                         "fallback",
-                        f"no common phase ({unexplained:.0%} of the energy is left over): the INR was fitted to x0",
+                        f"no common phase ({unexplained:.0%} of the energy is left over): "
+                        f"the INR was fitted to x0",
                     )
             images = fit_inr(
                 start,
@@ -280,11 +284,12 @@ def reconstruct_slice(
                 seed=settings.seed,
                 deadline=deadline,
             ).coefficients
-        except (DeadlinePassed, FloatingPointError, RuntimeError) as error:
-            # Maps that are late or wrong help nobody at the console; these are ready.
+        except Exception as error:
+            # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
             _logger.warning("the INR was given up", exc_info=error)
             result.method = "lowrank"
-            result.remark("fallback", f"low-rank maps instead of the INR: {error}")
+            why = str(error) or type(error).__name__
+            result.remark("fallback", f"low-rank maps instead of the INR: {why}")
             images = x0
         lap("fit")
     found = match(images[:, mask].T.contiguous(), dictionary)
@@ -309,6 +314,8 @@ class _Scan:
         self, header: Header, settings: Settings, send: Callable[[ismrmrd.Image], None], log: LogText
     ):
         self._header, self._settings, self._send, self._log = header, settings, send, log
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise ScanError("device=cuda, but there is no usable GPU: expected one, or device=auto")
         cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
         self._device = torch.device("cuda" if cuda else "cpu")
         self.tally = Tally()
@@ -326,11 +333,16 @@ class _Scan:
         self._whitening: Tensor | None = None
         self._interleaves = Interleaves()
         self._slices: dict[int, SliceBuffer] = {}
-        self._done: set[int] = set()
+        # Slices that were handed over or given up, with the digests of their timepoints.
+        self._done: dict[int, NDArray[np.int64]] = {}
+        self._latest: int | None = None
+        self._interleaved = False
+        self._compared: NDArray[np.bool_] | None = None
         self._encodings: dict[tuple[int, ...], Encoding] = {}
         self._delivered = 0
         self._failures: list[str] = []
         self._notes: list[str] = []
+        self._scan_notes: list[str] = []  # those that concern each slice
         self._jobs: list[Future[None]] = []
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
         self._worker = ThreadPoolExecutor(1, "whorl-slice")
@@ -351,8 +363,11 @@ class _Scan:
 
     def add(self, readout: Readout) -> None:
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
-            self._noise.append(readout.data.copy())
+            if self._latest is None:  # later ones would not be used
+                self._noise.append(readout.data.copy())
             return
+        if not readout.data.shape[1]:
+            raise ScanError("the readouts have no samples left: expected some between discard_pre and _post")
         if not readout.trajectory.shape[1]:
             raise ScanError(
                 "the readouts carry no trajectory: expected kx, ky for each sample, attached to the data"
@@ -362,94 +377,187 @@ class _Scan:
                 "the readouts number partitions (kspace_encode_step_2): only 2D scans are reconstructed"
             )
         number = int(readout.head["idx"]["slice"])
+        if self._latest is None:
+            self._whiten(readout.data.shape[0])
+        elif number != self._latest:
+            self._leave(self._latest, number)
+        self._latest = number
         if number in self._done:
-            self.tally["of slices that were already complete were dropped"] += 1
+            self._count_late(readout, self._done[number])
             return
         buffer = self._slices.get(number)
         if buffer is None:
-            if not self._slices and not self._done:
-                self._whiten(readout.data.shape[0])
             buffer = SliceBuffer(readout, self._whitening, self._settings.virtual_coils, self._device)
             self._slices[number] = buffer
             if self._train is not None:
                 self._number(buffer)
         buffer.add(readout, self._interleaves.number(readout.trajectory), self.tally)
-        last = bool(readout.flags & (Flag.LAST_IN_SLICE | Flag.LAST_IN_MEASUREMENT))
         if self._train is None:
-            expected = self._early.n_timepoints if self._early else self._header.n_timepoints_announced
-            if last or buffer.n_waiting == max(expected, 2):
-                self._try_to_resolve(buffer)
-            elif buffer.n_waiting > _LONGEST_TRAIN:
+            if buffer.n_waiting > _LONGEST_TRAIN:
                 self._resolve(buffer)
-        if self._train is not None:
-            T = self._train.n_timepoints
-            if self.tally["with a timepoint outside the train were dropped"] > max(_OUTSIDE * T, 1):
-                raise ScanError(
-                    f"more than {_OUTSIDE:.0%} of the timepoints lie outside the train of {T} ({self._train.source}): "
-                    f"it cannot be the one that was played. Set property sequence"
-                )
-            if buffer.n_seen == T or (last and buffer.n_seen >= self._settings.min_readouts * T):
-                self._finish_slice(number)
-            elif (
-                len(self._interleaves) * (self._settings.n_coefficients or 10) < T
-                and self._dictionary is not None
-                and self._dictionary.done()
-            ):
-                # Folded, the slice takes less memory than raw.
-                buffer.fold(self._dictionary.result().basis)
+            elif self._may_be_complete(buffer):
+                self._try_to_resolve(buffer)
+        if self._train is None:
+            return
+        self._check_outside()
+        T = self._train.n_timepoints
+        if buffer.n_seen == T and self._counter != "arrival":
+            self._finish_slice(number)
+        elif (
+            len(self._interleaves) * (self._settings.n_coefficients or 10) < T
+            and self._dictionary is not None
+            and self._dictionary.done()
+        ):
+            # Folded, the slice takes less memory than raw.
+            try:
+                basis = self._dictionary.result().basis
+            except Exception as error:
+                raise ScanError(f"the dictionary cannot be built: {error}") from error
+            buffer.fold(basis)
+
+    def _may_be_complete(self, buffer: SliceBuffer) -> bool:
+        """Whether a slice's timepoints have all come, as far as can be told while it still arrives.
+
+        Counts that contradict each other, or a flag alone, do not tell: then the next slice does.
+        """
+        announced = self._header.n_timepoints_announced
+        if announced < 2 or buffer.n_waiting < announced or self._settings.timepoint == "arrival":
+            return False
+        return buffer.flagged if self._early is None else self._early.n_timepoints == announced
+
+    def _leave(self, number: int, following: int) -> None:
+        """A readout of another slice follows: the one before may be over."""
+        if following in self._slices or following in self._done:
+            self._interleaved = True
+        buffer = self._slices.get(number)
+        if buffer is None or self._interleaved:
+            return
+        if self._train is None:
+            announced = self._header.n_timepoints_announced
+            expected = self._early.n_timepoints if self._early else announced
+            # A flag is believed if as much came as was announced.
+            believed = buffer.flagged and buffer.n_waiting >= resolve.COVERAGE * announced
+            if believed or buffer.n_waiting >= max(expected, 2):
+                self._try_to_resolve(buffer)
+        if self._train is None:
+            return
+        T = self._train.n_timepoints
+        if self._counter == "arrival":
+            over = buffer.n_arrived == T
+        else:
+            share = self._settings.min_readouts
+            over = buffer.n_seen >= (share if buffer.flagged else max(share, resolve.COVERAGE)) * T
+        if over:
+            self._finish_slice(number)
+
+    def _count_late(self, readout: Readout, digests: NDArray[np.int64]) -> None:
+        """A readout of a slice that has been handed over or given up."""
+        if self._counter == "arrival":
+            self.tally["came after their slice was complete and were dropped"] += 1
+            return
+        t = int(resolve.timepoints(np.array([readout.head]), self._counter)[0])
+        if not 0 <= t < len(digests):
+            self.tally["with a timepoint outside the train were dropped"] += 1
+            self._check_outside()
+        elif digests[t] < 0:
+            self.tally["came after their slice was over and were dropped"] += 1
+        elif digests[t] == digest(readout):
+            self.tally["came twice"] += 1
+        else:
+            self.tally["came again with other data; the first one counts"] += 1
+
+    def _check_outside(self) -> None:
+        assert self._train is not None
+        T = self._train.n_timepoints
+        if self.tally["with a timepoint outside the train were dropped"] > max(_OUTSIDE * T, 1):
+            raise ScanError(
+                f"more than {_OUTSIDE:.0%} of the timepoints lie outside the train of {T} "
+                f"({self._train.source}): it cannot be the one that was played. Set property sequence"
+            )
 
     def _whiten(self, n_coils: int) -> None:
         """Whitening matrix of the noise readouts that came before the first image data."""
         if self._settings.whiten == "off" or not self._noise:
+            self._log("DBG", "not whitened: " + ("no noise readouts" if not self._noise else "whiten=off"))
             return
         noise = [n for n in self._noise if len(n) == n_coils]
         samples = np.concatenate(noise, axis=1) if noise else np.empty((n_coils, 0), np.complex64)
-        if samples.shape[1] < 4 * n_coils or not np.isfinite(samples.view(np.float32)).all():
+        if samples.shape[1] < 4 * n_coils:
             self._note(
-                f"the noise readouts hold {samples.shape[1]} usable samples for {n_coils} coils: not whitened"
+                f"the noise readouts hold {samples.shape[1]} usable samples for {n_coils} coils: "
+                f"not whitened",
+                each_slice=True,
             )
             return
         covariance = torch.from_numpy(samples @ samples.conj().T / samples.shape[1])
         try:
             self._whitening = whitening_matrix(covariance).to(self._device)
         except ValueError as error:
-            self._note(f"{error}: not whitened")
+            self._note(f"{error}: not whitened", each_slice=True)
             return
         self._log("DBG", f"{n_coils} coils whitened by {samples.shape[1]} noise samples")
 
+    def _find_train(self, buffer: SliceBuffer) -> tuple[Train, str]:
+        return resolve.resolve_train(
+            self._early,
+            self._overridden,
+            buffer.heads,
+            self._settings.timepoint,
+            self._inversion,
+            min(resolve.COVERAGE, self._settings.min_readouts),
+        )
+
     def _try_to_resolve(self, buffer: SliceBuffer) -> None:
         try:
-            self._resolve(buffer)
+            found = self._find_train(buffer)
         except ScanError as error:
             # The slice may not be complete yet; at the end the error counts.
             _logger.debug("not resolved yet: %s", error)
+            return
+        self._adopt(buffer, *found)
 
     def _resolve(self, buffer: SliceBuffer) -> None:
         """Settle train and timepoint counter by one slice, and number what has come."""
-        train, self._counter = resolve.resolve_train(
-            self._early, self._overridden, buffer.heads, self._settings.timepoint, self._inversion
-        )
+        self._adopt(buffer, *self._find_train(buffer))
+
+    def _adopt(self, buffer: SliceBuffer, train: Train, counter: str) -> None:
         if self._early is None or train.key() != self._early.key():
             self._build_dictionary(train)
-        self._train = train
+        self._train, self._counter = train, counter
         inversion = "none" if train.inversion_time_ms is None else f"{train.inversion_time_ms:g} ms"
-        self._log("DBG", f"train of {train.n_timepoints} timepoints from {train.source}, inversion {inversion}, "
-            f"timepoints by {self._counter}")  # fmt: skip
+        self._log(
+            "DBG",
+            f"train of {train.n_timepoints} timepoints from {train.source}, inversion {inversion}, "
+            f"timepoints by {counter}",
+        )
         if "interpolated" in train.source:
-            self._note(f"the train is from {train.source}")
+            self._note(f"the train is from {train.source}", each_slice=True)
+        if not self._overridden:
+            # What was interpolated may turn out otherwise in another slice.
+            self._compared = np.full(train.n_timepoints, "interpolated" not in train.source)
+            self._compared[resolve.timepoints(buffer.heads, counter)] = True
         for other in self._slices.values():
             self._number(other)
 
     def _number(self, buffer: SliceBuffer) -> None:
         assert self._train is not None
-        if self._counter != "arrival":
-            place = partial(resolve.timepoints, counter=self._counter)
-        else:
-            place = _Arrivals()
-        buffer.number_timepoints(place, self._train.n_timepoints, self.tally)
+        train, compared = self._train, self._compared
+        count = _Arrivals() if self._counter == "arrival" else None
 
-    def _note(self, text: str) -> None:
+        def place(heads: NDArray[np.void]) -> NDArray[np.int64]:
+            t = resolve.timepoints(heads, self._counter) if count is None else count(heads)
+            if compared is not None:
+                known = (t >= 0) & (t < train.n_timepoints)
+                known[known] = compared[t[known]]
+                resolve.check_agreement(train, heads[known], t[known])
+            return t
+
+        buffer.number_timepoints(place, train.n_timepoints, self.tally)
+
+    def _note(self, text: str, *, each_slice: bool = False) -> None:
         self._notes.append(text)
+        if each_slice:
+            self._scan_notes.append(text)
         self._log("WRN", text)
 
     def _fail(self, text: str) -> None:
@@ -460,7 +568,7 @@ class _Scan:
 
     def _finish_slice(self, number: int) -> None:
         buffer = self._slices.pop(number)
-        self._done.add(number)
+        self._done[number] = buffer.digests
         self._jobs.append(self._worker.submit(self._reconstruct, number, buffer, time.monotonic()))
 
     def _reconstruct(self, number: int, buffer: SliceBuffer, arrived: float) -> None:
@@ -493,7 +601,7 @@ class _Scan:
             provenance = Provenance(
                 method=result.method,
                 status=result.status,
-                notes=(*self._notes, *result.notes),
+                notes=(*self._scan_notes, *result.notes),
                 settings=settings.digest(),
                 protocol_name=self._header.protocol_name,
                 seconds=result.seconds,
@@ -510,7 +618,7 @@ class _Scan:
         except Exception as error:
             if not isinstance(error, ScanError):
                 _logger.exception("slice %d failed", number)
-            self._fail(f"slice {number} failed: {error or type(error).__name__}")
+            self._fail(f"slice {number} failed: {str(error) or type(error).__name__}")
 
     def finish(self, ended_early: str) -> Outcome:
         """The stream is over: reconstruct what is open, wait for all slices."""
@@ -523,35 +631,75 @@ class _Scan:
                 + (f". {ended_early}" if ended_early else "")
             )
         if self._train is None:
-            largest = max(self._slices.values(), key=lambda buffer: buffer.n_waiting)
-            try:
-                self._resolve(largest)
-            except ScanError as error:
-                raise ScanError(f"{error}. {ended_early}" if ended_early else str(error)) from error
+            self._resolve_at_the_end(ended_early)
         assert self._train is not None
         T = self._train.n_timepoints
+        failed = set()
         for number in sorted(self._slices):
-            seen = self._slices[number].n_seen
-            if seen >= self._settings.min_readouts * T:
-                self._finish_slice(number)
+            seen, arrived = self._slices[number].n_seen, self._slices[number].n_arrived
+            if self._counter == "arrival" and arrived != T:
+                why = f"timepoint=arrival needs exactly one readout for each of {T} timepoints, got {arrived}"
+            elif seen < self._settings.min_readouts * T:
+                why = f"{seen} of {T} timepoints arrived, expected at least {self._settings.min_readouts:.0%}"
             else:
-                del self._slices[number]
-                self._fail(
-                    f"slice {number} failed: {seen} of {T} timepoints arrived, "
-                    f"expected at least {self._settings.min_readouts:.0%}"
-                )
+                self._finish_slice(number)
+                continue
+            del self._slices[number]
+            failed.add(number)
+            self._fail(f"slice {number} failed: {why}")
         for job in self._jobs:
             job.result()
+        for reason in _HARMLESS:
+            if count := self.tally.pop(reason, 0):
+                self._log("DBG", f"{count} readout{'s' if count > 1 else ''} {reason}, which changes nothing")
         for sentence in self.tally.sentences():
             self._note(sentence)
-        missing = set(range(self._header.n_slices_announced)) - self._done
-        if missing and not self._failures:
+        missing = set(range(self._header.n_slices_announced)) - self._done.keys() - failed
+        if missing:
             listed = ", ".join(str(n) for n in sorted(missing)[:8])
             self._note(
-                f"of {self._header.n_slices_announced} slices that the header announces, {listed} did not arrive"
+                f"of {self._header.n_slices_announced} slices that the header announces, "
+                f"{listed} did not arrive"
             )
         if ended_early:
             self._fail(ended_early)
+        return Outcome(self._delivered, tuple(self._failures), tuple(self._notes))
+
+    def _resolve_at_the_end(self, ended_early: str) -> None:
+        """By the fullest slice from which train and counter can be told."""
+        first_error: ScanError | None = None
+        for buffer in sorted(self._slices.values(), key=lambda buffer: -buffer.n_waiting):
+            try:
+                found = self._find_train(buffer)
+            except ScanError as error:  # noqa: PERF203 - a few slices, once
+                first_error = first_error or error
+            else:
+                self._adopt(buffer, *found)
+                return
+        assert first_error is not None
+        text = str(first_error)
+        T = self._early.n_timepoints if self._early else self._header.n_timepoints_announced
+        most = max(buffer.n_waiting for buffer in self._slices.values())
+        if most < self._settings.min_readouts * T:
+            # That comes first: the counters may not be at fault.
+            least = f"{self._settings.min_readouts:.0%}"
+            text = f"{most} of {T} timepoints arrived, expected at least {least}: {text}"
+        raise ScanError(f"{text}. {ended_early}" if ended_early else text) from first_error
+
+    def stop(self, error: ScanError) -> Outcome:
+        """Nothing more can be made; what is under way is not lost by it.
+
+        Raises
+        ------
+        ScanError
+            `error`, if there is nothing.
+        """
+        for job in self._jobs:
+            job.result()
+        if not self._delivered:
+            raise error
+        lost = ", ".join(str(number) for number in sorted(self._slices))
+        self._fail(f"slice {lost} failed: {error}" if lost else str(error))
         return Outcome(self._delivered, tuple(self._failures), tuple(self._notes))
 
 
@@ -583,7 +731,8 @@ def reconstruct_scan(
     header_xml
         The MRD header document.
     readouts
-        In order of arrival; an `EndOfStream` from here is reported, what has come is delivered.
+        In order of arrival; an `EndOfStream` or `ScanError` from here is reported, what has come is
+        delivered.
     settings
         See `whorl.config.Settings`.
     send_image
@@ -594,17 +743,24 @@ def reconstruct_scan(
     Raises
     ------
     ScanError
-        If nothing can be made of the whole scan: no readouts, no train, no trajectory, sources that
-        contradict each other.
+        If nothing could be delivered of the whole scan: no readouts, no train, no trajectory, sources that
+        contradict each other. After the first slice this is one of the failures of the outcome.
     """
     scan = _Scan(read_header(header_xml), settings, send_image, log)
+    source = usable(readouts, scan.tally)
     ended_early = ""
     try:
-        try:
-            for readout in usable(readouts, scan.tally):
-                scan.add(readout)
-        except EndOfStream as error:
-            ended_early = f"the stream ended early: {error}"
+        while True:
+            try:
+                readout = next(source, None)
+            except (EndOfStream, ScanError) as error:
+                ended_early = f"the stream ended early: {error}"
+                break
+            if readout is None:
+                break
+            scan.add(readout)
         return scan.finish(ended_early)
+    except ScanError as error:
+        return scan.stop(error)
     finally:
         scan.close()

@@ -30,7 +30,11 @@ def whitening_matrix(covariance: Tensor) -> Tensor:
     """
     factor, info = torch.linalg.cholesky_ex(covariance)
     scale = covariance.diagonal().real
-    if int(info) or not float(factor.diagonal().real.min()) > 1e-5 * float(scale.max()) ** 0.5:
+    # What a coil has of its own must stand out from the rounding of the covariance, which hides that
+    # one coil is a copy of others.
+    rounding = 16 * len(covariance) * torch.finfo(scale.dtype).eps
+    least = torch.maximum(rounding * scale, 1e-10 * scale.max())
+    if int(info) or not bool((factor.diagonal().real.square() > least).all()):
         raise ValueError(
             f"the noise of {len(covariance)} coils is not positive definite "
             f"(variances {float(scale.min()):.3g} to {float(scale.max()):.3g})"

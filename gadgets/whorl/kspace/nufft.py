@@ -51,7 +51,8 @@ class FinufftNufft:
 
     @staticmethod
     def _own(tensor: Tensor) -> object:
-        """The same memory as the back end's array type."""
+        """The same memory as the back end's array type, unless PyTorch still owes it a conjugation."""
+        tensor = tensor.resolve_conj()
         if tensor.is_cuda:
             import cupy
 

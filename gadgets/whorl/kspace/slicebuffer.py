@@ -17,10 +17,15 @@ from torch import Tensor
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import compression_matrix
 from whorl.scan.integrity import Tally
-from whorl.scan.readout import Readout
+from whorl.scan.readout import Flag, Readout
 
 #: Readouts that are compressed together; their energies choose the virtual coils of the slice.
 _BLOCK = 64
+
+
+def digest(readout: Readout) -> int:
+    """A number that tells different data of a timepoint apart."""
+    return zlib.crc32(readout.data.tobytes())
 
 
 class Interleaves:
@@ -105,6 +110,9 @@ class SliceBuffer:
         self._gram: Tensor | None = None
         self._place: Callable[[NDArray[np.void]], NDArray[np.int64]] | None = None
         self._n_timepoints = 0
+        self.n_arrived = 0
+        self.flagged = False  # whether the latest readout, and no other, says that it is the last
+        self._n_flags = 0
 
     @property
     def heads(self) -> NDArray[np.void]:
@@ -120,12 +128,23 @@ class SliceBuffer:
         """Distinct timepoints that have come."""
         return len(self._seen)
 
+    @property
+    def digests(self) -> NDArray[np.int64]:
+        """`(T,)` digest of the data of each timepoint, -1 where none came."""
+        digests = np.full(self._n_timepoints, -1, dtype=np.int64)
+        digests[list(self._seen)] = list(self._seen.values())
+        return digests
+
     def add(self, readout: Readout, interleaf: int, tally: Tally) -> None:
         """Take over one readout; it is copied."""
         self._staging[self._staged] = readout.data
         self._staged += 1
+        self.n_arrived += 1
+        last = bool(readout.flags & (Flag.LAST_IN_SLICE | Flag.LAST_IN_MEASUREMENT))
+        self._n_flags += last
+        self.flagged = last and self._n_flags == 1
         self._heads.append(readout.head.copy())
-        self._digests.append(zlib.crc32(readout.data.tobytes()))
+        self._digests.append(digest(readout))
         self._interleaf.append(interleaf)
         if self._place is not None:
             self._place_waiting(tally)
@@ -145,16 +164,16 @@ class SliceBuffer:
             return
         first = len(self._timepoint)
         for offset, t in enumerate(self._place(self.heads).tolist()):
-            digest = self._digests[first + offset]
+            its_digest = self._digests[first + offset]
             if not 0 <= t < self._n_timepoints:
                 tally["with a timepoint outside the train were dropped"] += 1
                 t = -1
             elif t in self._seen:
-                same = self._seen[t] == digest
+                same = self._seen[t] == its_digest
                 tally["came twice" if same else "came again with other data; the first one counts"] += 1
                 t = -1
             else:
-                self._seen[t] = digest
+                self._seen[t] = its_digest
             self._timepoint.append(t)
         self._heads.clear()
 

@@ -6,6 +6,7 @@ Letters: Y X pixels.
 from __future__ import annotations
 
 import threading
+import unicodedata
 from dataclasses import dataclass
 
 import ismrmrd
@@ -48,7 +49,7 @@ class _Quantity:
     field: str
     units: str
     slope: float
-    window: tuple[int, int]  # centre and width in physical units
+    window: tuple[float, float]  # centre and width in physical units; 0: by the slope
 
 
 _QUANTITIES = (
@@ -57,6 +58,17 @@ _QUANTITIES = (
     _Quantity("M0", "M0", "m0", "a.u.", 0.0, (0, 0)),
     _Quantity("quality", "QUALITY", "quality", "1", 0.001, (1, 1)),
 )
+
+
+def ascii_text(text: str) -> str:
+    """Text as every receiver takes it: DICOM's default characters, and none that XML forbids.
+
+    Accents are dropped, other letters beyond ASCII become a question mark, white space one space.
+    """
+    letters = (
+        c for c in unicodedata.normalize("NFKD", " ".join(text.split())) if not unicodedata.combining(c)
+    )
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in letters)
 
 
 class ImageMaker:
@@ -96,26 +108,29 @@ class ImageMaker:
             first, slope = self._count + 1, self._m0_slope or 1.0
             self._count += len(_QUANTITIES)
         return [
-            self._image(quantity, getattr(maps, quantity.field), head, provenance, first + n, n + 1, slope)
+            self._image(quantity, maps, head, provenance, first + n, n + 1, slope)
             for n, quantity in enumerate(_QUANTITIES)
         ]
 
     def _image(
         self,
         quantity: _Quantity,
-        values: NDArray[np.float32],
+        maps: SliceMaps,
         head: np.void,
         provenance: Provenance,
         index: int,
         series: int,
         m0_slope: float,
     ) -> ismrmrd.Image:
+        values: NDArray[np.float32] = getattr(maps, quantity.field)
         slope = quantity.slope or m0_slope
         centre, width = quantity.window
         if not width:
-            centre, width = max(1, round(2000 * slope)), max(1, round(4000 * slope))
+            centre, width = 2000 * slope, 4000 * slope
         if self._dtype == "uint16":
-            pixels = np.clip(np.rint(values / slope), 0, _LARGEST).astype(np.uint16)
+            # 0 means outside: what is inside and rounds to it gets the smallest value.
+            smallest = (maps.t1_ms > 0).astype(np.float32)
+            pixels = np.clip(np.rint(values / slope), smallest, _LARGEST).astype(np.uint16)
         else:
             pixels, slope = values.astype(np.float32), 1.0
         image = ismrmrd.Image.from_array(pixels[None, None], transpose=False)  # (channels, z, y, x)
@@ -131,22 +146,26 @@ class ImageMaker:
         header.image_index = index
         header.image_series_index = series
         image.setHead(header)
-        image.attribute_string = self._meta(quantity, slope, (centre, width), head, provenance).serialize()
+        # Not as text: read back, an empty value is None, and that is written as "None".
+        image.meta = self._meta(quantity, slope, (centre, width), head, provenance)
         return image
 
     def _meta(
         self,
         quantity: _Quantity,
         slope: float,
-        window: tuple[int, int],
+        window: tuple[float, float],
         head: np.void,
         provenance: Provenance,
     ) -> ismrmrd.Meta:
         stored = [max(1, round(value / slope)) for value in window]
+        # The scanner breaks at fractions; a small M0 can then only be seen with the stored window.
+        physical = [max(1, round(value)) for value in window]
         title = f"{quantity.name} map ({quantity.units})"
         comment = f"{title}, whorl {provenance.method}, {provenance.status}"
-        if provenance.notes:
-            comment += f": {'; '.join(provenance.notes)}"
+        notes = ascii_text("; ".join(provenance.notes))
+        if notes:
+            comment += f": {notes}"
         meta = ismrmrd.Meta()
         meta.update(
             {
@@ -155,15 +174,15 @@ class ImageMaker:
                 "RescaleSlope": repr(slope),
                 "RescaleIntercept": "0",
                 "Units": quantity.units,
-                "WindowCenter": str(window[0]),
-                "WindowWidth": str(window[1]),
+                "WindowCenter": str(physical[0]),
+                "WindowWidth": str(physical[1]),
                 "GADGETRON_WindowCenter": str(stored[0]),
                 "GADGETRON_WindowWidth": str(stored[1]),
                 "GADGETRON_ScaleRatio": repr(1 / slope),
                 "ImageComments": comment,
                 "ImageComment": comment,
                 "GADGETRON_ImageComment": comment,
-                "SeriesDescription": f"{provenance.protocol_name}_{quantity.name}".lstrip("_"),
+                "SeriesDescription": f"{ascii_text(provenance.protocol_name)}_{quantity.name}".lstrip("_"),
                 "SequenceDescriptionAdditional": f"{quantity.name}_whorl",
                 "GADGETRON_SeqDescription": f"_{quantity.name}_whorl",
                 "GADGETRON_ImageProcessingHistory": ["whorl", provenance.method],
@@ -174,7 +193,7 @@ class ImageMaker:
                 "whorl_method": provenance.method,
                 "whorl_settings": provenance.settings,
                 "whorl_status": provenance.status,
-                "whorl_notes": "; ".join(provenance.notes),
+                "whorl_notes": notes,
                 "whorl_seconds": " ".join(
                     f"{name}={value:.3f}" for name, value in provenance.seconds.items()
                 ),

@@ -50,6 +50,8 @@ def read_header(xml: bytes | str) -> Header:
     """
     raw = xml.encode() if isinstance(xml, str) else xml
     raw = raw.rstrip(b"\0 \r\n\t")
+    if b"\0" in raw:  # UTF-16, in which the next line would find nothing
+        raise ScanError("the MRD header cannot be read: expected UTF-8, got NUL bytes")
     if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
         raise ScanError("the MRD header declares a document type or entities, which are not accepted")
     try:
@@ -70,7 +72,7 @@ def read_header(xml: bytes | str) -> Header:
 
     def announced(name: str) -> int:
         limit = getattr(encoding.encodingLimits, name, None)
-        return 1 if limit is None else int(limit.maximum) + 1
+        return 1 if limit is None or limit.maximum is None else int(limit.maximum) + 1
 
     measurement = document.measurementInformation
     return Header(
@@ -92,7 +94,7 @@ def _space(space: object, name: str) -> Space:
         fov_mm = tuple(float(getattr(space.fieldOfView_mm, axis)) for axis in "xyz")  # type: ignore[attr-defined]
     except (AttributeError, TypeError) as error:
         raise ScanError(f"{name} of the MRD header lacks its matrix or field of view") from error
-    if not (2 <= min(matrix[:2]) and max(matrix[:2]) <= 2048 and matrix[2] >= 1):
+    if not (min(matrix[:2]) >= 2 and max(matrix[:2]) <= 2048 and matrix[2] >= 1):
         raise ScanError(f"{name} of the MRD header has matrix {matrix}: expected 2 to 2048 in x and y")
     if not all(0 < edge < 1e5 for edge in fov_mm[:2]):
         raise ScanError(f"{name} of the MRD header has a field of view of {fov_mm} mm: expected more than 0")

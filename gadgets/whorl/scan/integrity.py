@@ -29,7 +29,8 @@ class Tally(Counter[str]):
 def trimmed(readout: Readout) -> Readout:
     """Without the samples that the header marks to be discarded at both ends."""
     first = int(readout.head["discard_pre"])
-    last = readout.data.shape[1] - int(readout.head["discard_post"])
+    # More than there is to discard leaves nothing; a negative end would count from behind.
+    last = max(first, readout.data.shape[1] - int(readout.head["discard_post"]))
     if first == 0 and last == readout.data.shape[1]:
         return readout
     return Readout(readout.head, readout.trajectory[first:last], readout.data[:, first:last])
@@ -56,10 +57,13 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
         if (readout.data.shape, readout.trajectory.shape) != shape:
             tally["of the wrong size were dropped"] += 1
             return False
-        if not np.isfinite(readout.data.view(np.float32)).all() or not np.isfinite(readout.trajectory).all():
-            tally["with values that are not finite were dropped"] += 1
-            return False
-        return True
+        return finite(readout)
+
+    def finite(readout: Readout) -> bool:
+        if np.isfinite(readout.data).all() and np.isfinite(readout.trajectory).all():
+            return True
+        tally["with values that are not finite were dropped"] += 1
+        return False
 
     def vote() -> None:
         nonlocal shape
@@ -76,7 +80,8 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
             failure = error
             break
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
-            yield readout
+            if finite(readout):
+                yield readout
         elif not readout.flags & NOT_IMAGING:
             readout = trimmed(readout)
             if shape is None:

@@ -9,6 +9,7 @@ Letters: T timepoints, R readouts.
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ COVERAGE = 0.9
 def inversion_time(header: Header, inversion_time_ms: float) -> float | None:
     """Inversion delay in ms: the property if it is not negative (0: none), else ``TI[0]`` of the header."""
     value = inversion_time_ms if inversion_time_ms >= 0 else (header.ti_ms or (0.0,))[0]
+    if not np.isfinite(value):
+        raise ScanError(f"the inversion time TI of the MRD header is {value}: expected a number")
     return value if value > 0 else None
 
 
@@ -44,21 +47,45 @@ def train_from_csv(path: str, inversion_time_ms: float | None) -> Train:
         )
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScanError(f"the sequence file {path} cannot be read: {error}") from error
-    missing = {"flip_deg", "tr_ms", "te_ms"} - set(rows[0] if rows else ())
+    missing = {"flip_deg", "tr_ms", "te_ms"} - set(names)
     if missing:
         raise ScanError(
             f"the sequence file {path} lacks {', '.join(sorted(missing))}: expected flip_deg,tr_ms,te_ms"
         )
+    if not rows:
+        raise ScanError(f"the sequence file {path} has no timepoints: expected one line for each")
+
+    def column(name: str) -> NDArray[np.float64]:
+        values = []
+        for line, row in enumerate(rows, start=2):
+            try:
+                values.append(float(row[name] or ""))
+            except ValueError as error:  # noqa: PERF203 - the line is part of the message
+                raise ScanError(
+                    f"the sequence file {path}: {name} in line {line} is {row[name]!r}: expected a number"
+                ) from error
+        return np.array(values)
+
+    phase_known = "phase_deg" in names
     try:
-        columns = {
-            name: np.array([float(row[name]) for row in rows]) for name in ("flip_deg", "tr_ms", "te_ms")
-        }
-        phase = np.array([float(row.get("phase_deg") or 0) for row in rows])
-        return Train(**columns, phase_deg=phase, inversion_time_ms=inversion_time_ms, source=f"file {path}")
-    except (TypeError, ValueError) as error:
+        return Train(
+            flip_deg=column("flip_deg"),
+            tr_ms=column("tr_ms"),
+            te_ms=column("te_ms"),
+            phase_deg=column("phase_deg") if phase_known else np.zeros(len(rows)),
+            inversion_time_ms=inversion_time_ms,
+            source=f"file {path}",
+            phase_known=phase_known,
+        )
+    except ScanError:
+        raise
+    except ValueError as error:
         raise ScanError(f"the sequence file {path}: {error}") from error
 
 
@@ -73,13 +100,17 @@ def train_from_header(header: Header, inversion_time_ms: float | None) -> Train 
     if (
         T < 2
         or any(len(values) not in (1, T) for values in lists.values())
-        or T < header.n_timepoints_announced
+        or header.n_timepoints_announced > T
     ):
         return None
     columns = {name: np.broadcast_to(np.array(values), T).copy() for name, values in lists.items()}
     try:
         return Train(
-            **columns, phase_deg=np.zeros(T), inversion_time_ms=inversion_time_ms, source="header lists"
+            **columns,
+            phase_deg=np.zeros(T),
+            inversion_time_ms=inversion_time_ms,
+            source="header lists",
+            phase_known=False,
         )
     except ValueError as error:
         raise ScanError(f"the train in the MRD header: {error}") from error
@@ -128,11 +159,11 @@ def timepoints(heads: NDArray[np.void], counter: str) -> NDArray[np.int64]:
     return np.arange(len(heads)) if counter == "arrival" else _values(heads, counter)
 
 
-def find_counter(heads: NDArray[np.void], T: int | None, choice: str) -> str:
+def find_counter(heads: NDArray[np.void], T: int | None, choice: str, coverage: float = COVERAGE) -> str:
     """Name of the counter that numbers the timepoints of one slice.
 
-    It is the first of `COUNTERS` whose values lie in [0, T) and cover at least 90 % of it. Where T
-    is not known (``None``), it is the first that tells nearly all readouts apart.
+    It is the first of `COUNTERS` whose values lie in [0, T) and cover at least the share `coverage`
+    of it. Where T is not known (``None``), it is the first that tells nearly all readouts apart.
 
     Raises
     ------
@@ -151,13 +182,18 @@ def find_counter(heads: NDArray[np.void], T: int | None, choice: str) -> str:
         values = _values(heads, counter)
         distinct = len(np.unique(values))
         length = T if T is not None else int(values.max()) + 1
-        enough = COVERAGE * (length if T is not None else max(length, len(heads), 2))
+        enough = coverage * (length if T is not None else max(length, len(heads), 2))
         if values.min() >= 0 and values.max() < length and distinct >= enough:
             return counter
         seen.append(f"{counter} has {distinct} values from {values.min()} to {values.max()}")
-    wanted = f"[0, {T}), the length of the train" if T is not None else "each readout of the slice"
+    wanted = (
+        f"at least {coverage:.0%} of [0, {T}), the length of the train,"
+        if T is not None
+        else "each readout of the slice"
+    )
     raise ScanError(
-        f"no counter numbers the timepoints: expected one that covers {wanted}; of {len(heads)} readouts "
+        f"no counter numbers the timepoints: expected one that covers {wanted} and no more; "
+        f"of {len(heads)} readouts "
         f"{'; '.join(seen)}. Set property timepoint or sequence"
     )
 
@@ -183,14 +219,20 @@ def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np
         if len(wrong):
             r = wrong[0]
             raise ScanError(
-                f"two sources disagree on {name} of timepoint {timepoint[r]}: {train.source} say {known[r]:g}, "
-                f"user_int of the readout says {told[r]:g}; {len(wrong)} of {len(heads)} readouts differ. "
+                f"two sources disagree on {name} of timepoint {timepoint[r]}: {train.source} say "
+                f"{known[r]:g}, user_int of the readout says {told[r]:g}; "
+                f"{len(wrong)} of {len(heads)} readouts differ. "
                 f"Set property sequence to the train that was played"
             )
 
 
 def resolve_train(
-    early: Train | None, overridden: bool, heads: NDArray[np.void], choice: str, ti: float | None
+    early: Train | None,
+    overridden: bool,
+    heads: NDArray[np.void],
+    choice: str,
+    ti: float | None,
+    coverage: float = COVERAGE,
 ) -> tuple[Train, str]:
     """Train and timepoint counter of a scan from one complete slice.
 
@@ -206,6 +248,8 @@ def resolve_train(
         Property ``timepoint``.
     ti
         Inversion time in ms or ``None``.
+    coverage
+        Share of the timepoints that the slice must have.
 
     Raises
     ------
@@ -213,28 +257,34 @@ def resolve_train(
         If there is no train, no counter, or sources contradict each other.
     """
     has_user = _has_user_train(heads)
-    if early is not None and not overridden and has_user:
+    if early is not None and not overridden:
         # Header lists that are shorter than what was played are protocol values and not a train.
         try:
-            find_counter(heads, early.n_timepoints, choice)
-        except ScanError:
-            counter = find_counter(heads, None, choice)
-            if int(timepoints(heads, counter).max()) >= early.n_timepoints:
+            find_counter(heads, early.n_timepoints, choice, coverage)
+        except ScanError as error:
+            try:
+                counter = find_counter(heads, None, choice, coverage)
+            except ScanError:
+                raise error from None
+            T = int(timepoints(heads, counter).max()) + 1
+            # Order of arrival counts whatever comes: a list that nearly fits is the train.
+            if T * (COVERAGE if counter == "arrival" else 1) > early.n_timepoints:
                 early = None
     if early is not None:
-        counter = find_counter(heads, early.n_timepoints, choice)
+        counter = find_counter(heads, early.n_timepoints, choice, coverage)
         t = timepoints(heads, counter)
         if not overridden:
             check_agreement(early, heads, t)
-        if has_user and not overridden and heads["user_int"][:, 6].any():
+        if has_user and not early.phase_known and heads["user_int"][:, 6].any():
             played = train_from_readouts(heads, t, early.n_timepoints, ti)
-            early = Train(early.flip_deg, early.tr_ms, early.te_ms, played.phase_deg, ti, early.source)
+            early = replace(early, phase_deg=played.phase_deg, phase_known=True)
         return early, counter
     if not has_user:
         raise ScanError(
-            "no fingerprint train: the MRD header has no lists of flip angle, TR and TE with one entry for each "
-            "timepoint, and user_int of the readouts is empty. Set property sequence to a CSV file flip_deg,tr_ms,te_ms"
+            "no fingerprint train: the MRD header has no lists of flip angle, TR and TE with one entry for "
+            "each timepoint, and user_int of the readouts is empty. "
+            "Set property sequence to a CSV file flip_deg,tr_ms,te_ms"
         )
-    counter = find_counter(heads, None, choice)
+    counter = find_counter(heads, None, choice, coverage)
     t = timepoints(heads, counter)
     return train_from_readouts(heads, t, int(t.max()) + 1, ti), counter

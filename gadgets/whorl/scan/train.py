@@ -24,6 +24,8 @@ class Train:
         Delay from an ideal inversion to the first pulse; ``None``: no inversion.
     source
         Where the values come from, for the operator.
+    phase_known
+        Whether the source gave RF phases; if not, those of the readouts may be filled in.
 
     Raises
     ------
@@ -37,6 +39,7 @@ class Train:
     phase_deg: NDArray[np.float64]
     inversion_time_ms: float | None
     source: str
+    phase_known: bool = True
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("flip_deg", "tr_ms", "te_ms", "phase_deg")}
@@ -54,7 +57,8 @@ class Train:
         if len(wrong):
             t = wrong[0]
             raise ValueError(
-                f"timepoint {t} has TE {self.te_ms[t]:g} ms and TR {self.tr_ms[t]:g} ms: expected 0 <= TE <= TR"
+                f"timepoint {t} has TE {self.te_ms[t]:g} ms and TR {self.tr_ms[t]:g} ms: "
+                f"expected 0 <= TE <= TR"
             )
         if self.inversion_time_ms is not None and not self.inversion_time_ms >= 0:
             raise ValueError(f"the inversion time is {self.inversion_time_ms:g} ms: expected 0 or more")

@@ -53,8 +53,9 @@ def resolve_units(trajectory: NDArray[np.float32], encoded: Space, choice: str =
         listed = ", ".join(f"{name} {share:.3g}" for name, share in reach.items())
         found = f"several units fit ({', '.join(fitting)})" if fitting else "no unit fits"
         raise ScanError(
-            f"the unit of the trajectory is not clear, {found}: its largest radius relative to the edge of the "
-            f"encoded matrix would be {listed}; expected 0.8 to 1.05 for one. Set property trajectory_units"
+            f"the unit of the trajectory is not clear, {found}: its largest radius relative to the edge "
+            f"of the encoded matrix would be {listed}; expected 0.8 to 1.05 for one. "
+            f"Set property trajectory_units"
         )
     return fitting[0]
 
@@ -76,4 +77,5 @@ def to_recon_pixels(
     """
     scale = np.array(unit_scales(encoded)[units], dtype=np.float64)
     zoom = np.array(recon.pixel_mm) / np.array(encoded.pixel_mm)
-    return (trajectory * (scale * zoom)).astype(np.float32)
+    points: NDArray[np.float32] = (trajectory * (scale * zoom)).astype(np.float32)
+    return points

@@ -1,0 +1,193 @@
+"""The command line: exit codes, and one sentence where something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from scan_edit import Scan
+from whorl import __version__
+from whorl.cli import main
+from whorl.config import Settings
+from whorl.doors.files import read_images
+from whorl.simulation.scan import read_truth
+
+_FAST = ("-p", "method=lowrank")
+
+
+def whorl(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    # Whatever happens, an operator does not read tracebacks.
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The program as a user starts it."""
+    command = [sys.executable, "-m", "whorl", *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_replay_delivers_all_maps(tiny_scan: Path, tmp_path: Path) -> None:
+    target = tmp_path / "maps.h5"
+    done = started("replay", tiny_scan, "-o", target, *_FAST)
+    assert (done.returncode, done.stdout) == (0, f"4 images in {target}\n")
+    images = read_images(target)
+    assert [image.meta["GADGETRON_DataRole"] for image in images] == ["T1", "T2", "M0", "QUALITY"]
+    assert {image.meta["whorl_status"] for image in images} == {"complete"}
+    assert [path.name for path in tmp_path.iterdir()] == ["maps.h5"]
+
+
+def test_help_lists_the_commands() -> None:
+    done = started("--help")
+    assert done.returncode == 0
+    for command in ("serve", "replay", "simulate", "demo", "properties"):
+        assert f"\n  {command} " in done.stdout
+        assert whorl(command, "--help").exit_code == 0
+
+
+def test_version() -> None:
+    assert __version__ in whorl("--version").output
+
+
+def test_properties_lists_all() -> None:
+    result = whorl("properties")
+    assert result.exit_code == 0
+    assert [line.split(" = ")[0] for line in result.output.splitlines()] == [f.name for f in fields(Settings)]
+
+
+def test_something_lost_is_exit_code_3(scan: Scan, tmp_path: Path) -> None:
+    scan.data[scan.imaging[17]][1, 5] = np.nan
+    target = tmp_path / "maps.h5"
+    result = whorl("replay", scan.write(tmp_path / "scan.h5"), "-o", target, *_FAST)
+    assert result.exit_code == 3
+    assert "not finite" in result.output
+    assert {image.meta["whorl_status"] for image in read_images(target)} == {"degraded"}
+
+
+def test_nothing_delivered_is_exit_code_1(scan: Scan, tmp_path: Path) -> None:
+    scan.trajectory(lambda points: points[:, :0])
+    target = tmp_path / "maps.h5"
+    result = whorl("replay", scan.write(tmp_path / "scan.h5"), "-o", target, *_FAST)
+    assert result.exit_code == 1
+    assert "no trajectory" in result.output
+    assert not target.exists()
+
+
+def test_too_few_readouts_are_exit_code_1(scan: Scan, tmp_path: Path) -> None:
+    scan.without(scan.imaging[::3])
+    target = tmp_path / "maps.h5"
+    result = whorl("replay", scan.write(tmp_path / "scan.h5"), "-o", target, *_FAST)
+    assert result.exit_code == 1
+    assert "whorl: 80 of 120 timepoints arrived, expected at least 90%" in result.output
+    assert not target.exists()
+
+
+def test_an_older_result_outlives_a_failure(scan: Scan, tmp_path: Path) -> None:
+    target = tmp_path / "maps.h5"
+    target.write_bytes(b"older")
+    assert (
+        whorl("replay", scan.without(scan.imaging).write(tmp_path / "scan.h5"), "-o", target).exit_code == 1
+    )
+    assert target.read_bytes() == b"older"
+
+
+def test_a_file_that_is_no_scan(tmp_path: Path) -> None:
+    path = tmp_path / "text.h5"
+    path.write_text("no HDF5")
+    result = whorl("replay", path, "-o", tmp_path / "maps.h5")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"whorl: {path} cannot be read as an MRD file")
+
+
+def test_a_result_that_cannot_be_written(tiny_scan: Path, tmp_path: Path) -> None:
+    result = whorl("replay", tiny_scan, "-o", tmp_path / "nowhere" / "maps.h5", *_FAST)
+    assert result.exit_code == 1
+    assert "maps.h5 cannot be written" in result.output
+
+
+def test_a_server_that_is_not_there(tiny_scan: Path, tmp_path: Path) -> None:
+    result = whorl("replay", tiny_scan, "-o", tmp_path / "maps.h5", "--address", "127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "no MRD server answers at 127.0.0.1:1" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["-p", "n_coefs=5"], 'unknown property "n_coefs", did you mean "n_coefficients"?'),
+        (["-p", "iterations=-1"], "expected 0 to 100000"),
+        (["-p", "method"], "expected name=value"),
+        (["-C", "{broken}"], "the configuration is not readable XML"),
+        (["-C", "{absent}"], "does not exist"),
+        (["--address", "localhost"], "expected HOST:PORT"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_usage(options: list[str], says: str, tiny_scan: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.xml"
+    broken.write_text("<configuration>")
+    filled = [option.format(broken=broken, absent=tmp_path / "absent.xml") for option in options]
+    result = whorl("replay", tiny_scan, "-o", tmp_path / "maps.h5", *filled)
+    assert result.exit_code == 2
+    # Click breaks lines where they are long.
+    assert says in " ".join(result.output.split())
+    assert not (tmp_path / "maps.h5").exists()
+
+
+def test_usage_as_a_process(tiny_scan: Path, tmp_path: Path) -> None:
+    done = started("replay", tiny_scan, "-o", tmp_path / "maps.h5", "-p", "methd=inr")
+    assert done.returncode == 2
+    assert 'did you mean "method"?' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert whorl("replay", tiny_scan).exit_code == 2
+    assert whorl("replay", tmp_path / "absent.h5", "-o", tmp_path / "maps.h5").exit_code == 2
+
+
+def test_an_assignment_counts_more_than_the_configuration(tiny_scan: Path, tmp_path: Path) -> None:
+    config, target = tmp_path / "config.xml", tmp_path / "maps.h5"
+    config.write_text(
+        "<configuration><property name='method' value='lowrank'/>"
+        "<property name='output_dtype' value='uint16'/></configuration>"
+    )
+    result = whorl("replay", tiny_scan, "-o", target, "-C", config, "-p", "output_dtype = float32")
+    assert result.exit_code == 0
+    for image in read_images(target):
+        assert image.meta["whorl_method"] == "lowrank"
+        assert image.data.dtype == np.float32
+
+
+def test_simulate_writes_a_scan_that_can_be_replayed(tmp_path: Path) -> None:
+    path, target = tmp_path / "scan.h5", tmp_path / "maps.h5"
+    done = whorl(
+        "simulate", path, "--timepoints", 120, "--interleaves", 12, "--matrix", 48, "--coils", 2,
+        "--order", "sequential", "--slices", 2,
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert done.output.endswith(f"scan in {path}\n")
+    truth = read_truth(path)
+    assert truth.t1_ms.shape == (2, 48, 48)
+    assert truth.parameters["order"] == "sequential"
+    assert whorl("replay", path, "-o", target, *_FAST).exit_code == 0
+    assert sorted(int(image.slice) for image in read_images(target)) == [0] * 4 + [1] * 4
+
+
+def test_simulate_refuses(tmp_path: Path) -> None:
+    assert whorl("simulate", tmp_path / "scan.h5", "--coils", 0).exit_code == 2
+    assert whorl("simulate", tmp_path / "scan.h5", "--phantom", "cube").exit_code == 2
+    result = whorl("simulate", tmp_path / "nowhere" / "scan.h5", "--matrix", 32)
+    assert result.exit_code == 1
+    assert "there is no folder" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_serve_refuses_a_wrong_property_before_it_listens() -> None:
+    result = whorl("serve", "--port", 0, "-p", "methd=inr")
+    assert result.exit_code == 2
+    assert 'did you mean "method"?' in " ".join(result.output.split())

@@ -1,0 +1,181 @@
+"""Settings: every way in which a property arrives, and every way in which it is refused."""
+
+from __future__ import annotations
+
+import json
+import typing
+from dataclasses import fields
+
+import pytest
+
+from whorl.config import Settings, SettingsError, describe, properties_from_json, properties_from_xml
+
+_NEW = '<property name="{name}" value="{value}"/>'
+_OLD = "<property><name>{name}</name><value>{value}</value></property>"
+_WHOLE = """<?xml version="1.0" encoding="UTF-8"?>
+<configuration><version>2</version>
+  <readers><reader><slot>1008</slot></reader></readers>
+  <stream>
+    <gadget><name>other</name><property name="method" value="of another gadget"/></gadget>
+    <external><execute name="whorl.gadget" target="reconstruct" type="python"/>
+      <configuration>{}</configuration></external>
+  </stream>
+</configuration>"""
+
+
+@pytest.mark.parametrize("form", [_NEW, _OLD], ids=["attributes", "children"])
+@pytest.mark.parametrize("whole", [_WHOLE, "<configuration>{}</configuration>"], ids=["chain", "bare"])
+def test_xml(form: str, whole: str) -> None:
+    text = whole.format(
+        form.format(name="method", value="lowrank") + form.format(name="deadline_s", value="7.5")
+    )
+    for raw in (text, text.encode(), text.encode() + b"\0", text + "\n"):
+        settings = Settings.from_properties(properties_from_xml(raw))
+        assert (settings.method, settings.deadline_s) == ("lowrank", 7.5)
+
+
+def test_json_values_may_be_texts_or_numbers() -> None:
+    parameters = {"deadline_s": "12", "iterations": 60.0, "hidden": "32.0", "seed": 3, "method": "LOWRANK"}
+    for tail in ("", "\0", "\n\0"):
+        text = json.dumps({"version": "1.1.0", "parameters": parameters}) + tail
+        for raw in (text, text.encode()):
+            settings = Settings.from_properties(properties_from_json(raw))
+            assert settings.deadline_s == 12
+            assert (settings.iterations, settings.hidden, settings.seed) == (60, 32, 3)
+            assert settings.method == "lowrank"
+            assert all(isinstance(n, int) for n in (settings.iterations, settings.hidden))
+    assert properties_from_json('{"version": "1.1.0"}') == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("iterations", True, 'property "iterations" is "True": expected a whole number'),
+        ("iterations", "True", 'property "iterations" is "True": expected a whole number'),
+        ("iterations", 1.5, 'property "iterations" is "1.5": expected a whole number'),
+        ("iterations", float("inf"), 'property "iterations" is "inf": expected a whole number'),
+        ("iterations", -1, 'property "iterations" is "-1": expected 0 to 100000'),
+        ("deadline_s", "soon", 'property "deadline_s" is "soon": expected a number'),
+        ("deadline_s", "", 'property "deadline_s" is "": expected a number'),
+        ("deadline_s", "nan", 'property "deadline_s" is "nan": expected a finite number'),
+        ("deadline_s", "1e999", 'property "deadline_s" is "1e999": expected a finite number'),
+        ("deadline_s", -0.1, 'property "deadline_s" is "-0.1": expected at least 0'),
+        ("min_readouts", 1.01, 'property "min_readouts" is "1.01": expected 0.05 to 1'),
+        ("seed", 2**63, "expected 0 to 9.22337e+18"),
+        ("method", "llrr", 'property "method" is "llrr": expected one of inr, '),
+        ("sequence", None, 'property "sequence" is None: expected a text or a number'),
+        ("sequence", ["a"], "expected a text or a number"),
+        ("method", {}, "expected a text or a number"),
+    ],
+)
+def test_a_value_that_cannot_be_used(name: str, value: object, says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_properties({name: value})
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("n_coefs", "n_coefficients"),
+        ("Method", "method"),
+        ("deadline", "deadline_s"),
+        ("trajectory_unit", "trajectory_units"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(SettingsError, match=f'unknown property "{wrong}", did you mean "{right}"'):
+        Settings.from_properties({wrong: "1"})
+
+
+def test_an_unknown_name_without_a_near_one_lists_all() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_properties({"xyzzy42": "1"})
+    assert all(f.name in str(caught.value) for f in fields(Settings))
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"t1_min_ms": 300, "t1_max_ms": 300}, "t1_min_ms is 300, t1_max_ms is 300"),
+        ({"t2_min_ms": 30, "t2_max_ms": 20}, "t2_min_ms is 30, t2_max_ms is 20"),
+        ({"t2_min_ms": 80, "t1_max_ms": 50}, "t2_min_ms is 80, t1_max_ms is 50"),
+        ({"base_resolution": 64, "finest_resolution": 32}, "base_resolution is 64"),
+        # Clipped maps would be wrong maps.
+        ({"t2_max_ms": 3300}, "uint16 pixels hold up to 3276.7 ms"),
+        ({"t1_max_ms": 40000}, "uint16 pixels hold up to 32767 ms"),
+    ],
+)
+def test_values_that_contradict_each_other(properties: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_properties(properties)
+    assert says in str(caught.value)
+
+
+def test_long_times_are_fine_as_floats() -> None:
+    settings = Settings.from_properties({"t2_max_ms": 4000, "t1_max_ms": 40000, "output_dtype": "float32"})
+    assert (settings.t2_max_ms, settings.t1_max_ms) == (4000, 40000)
+
+
+def test_files_are_not_named_over_a_network() -> None:
+    with pytest.raises(SettingsError, match="names a file"):
+        Settings.from_properties({"sequence": "/etc/passwd"}, paths=False)
+    assert Settings.from_properties({"sequence": ""}, paths=False).sequence == ""
+    assert Settings.from_properties({"sequence": "train.csv"}).sequence == "train.csv"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'<!DOCTYPE a [<!ENTITY b "c">]><configuration/>',
+        b'<?xml version="1.0"?>\n<!DOCTYPE configuration SYSTEM "file:///etc/passwd"><configuration/>',
+        b"\xfe\xff" + '<!DOCTYPE a [<!ENTITY b "c">]><configuration/>'.encode("utf-16-be"),
+        "<!DOCTYPE a><configuration/>".encode("utf-16"),
+        b"<configuration>",
+        b"no xml",
+        b'<?xml version="1.0" encoding="nonsense"?><configuration/>',
+        b'<configuration><property name="method"/></configuration>',
+        b'<configuration><property value="method"/></configuration>',
+    ],
+    ids=["entity", "doctype", "utf-16-be", "utf-16-le", "open", "text", "encoding", "no value", "no name"],
+)
+def test_xml_that_is_refused(text: bytes) -> None:
+    with pytest.raises(SettingsError):
+        properties_from_xml(text)
+
+
+def test_an_empty_configuration_has_no_properties() -> None:
+    assert properties_from_xml(b"") == properties_from_xml(b"\0") == properties_from_xml("\n ") == {}
+    assert properties_from_xml("<configuration/>") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no json", "[]", '"text"', '{"parameters": []}', '{"parameters": "x"}', "[" * 100_000, b"\xff{"],
+    ids=["empty", "text", "list", "string", "list inside", "string inside", "deep", "bytes"],
+)
+def test_json_that_is_refused(text: str | bytes) -> None:
+    with pytest.raises(SettingsError):
+        properties_from_json(text)
+
+
+def test_each_choice_can_be_made_in_any_case() -> None:
+    for name, hint in typing.get_type_hints(Settings).items():
+        for choice in typing.get_args(hint):
+            assert getattr(Settings.from_properties({name: f" {choice.upper()} "}), name) == choice
+    # A keyboard without the sign.
+    assert Settings.from_properties({"trajectory_units": "+-1"}).trajectory_units == "±1"
+
+
+def test_the_digest_tells_settings_apart() -> None:
+    changed: dict[str, object] = {"method": "lowrank", "seed": 1, "deadline_s": 1, "t1_max_ms": 4999}
+    digests = {Settings.from_properties({name: value}).digest() for name, value in changed.items()}
+    digests.add(Settings().digest())
+    assert len(digests) == len(changed) + 1
+    assert Settings.from_properties({"seed": "0"}).digest() == Settings().digest()
+
+
+def test_all_are_described() -> None:
+    lines = describe().splitlines()
+    assert [line.split(" = ")[0] for line in lines] == [f.name for f in fields(Settings)]
+    assert all(len(line.split("  ", 1)[1]) > 10 for line in lines)
