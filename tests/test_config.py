@@ -16,7 +16,7 @@ _WHOLE = """<?xml version="1.0" encoding="UTF-8"?>
 <configuration><version>2</version>
   <readers><reader><slot>1008</slot></reader></readers>
   <stream>
-    <gadget><name>other</name><property name="method" value="of another gadget"/></gadget>
+    <gadget><name>other</name><property name="gain" value="3"/></gadget>
     <external><execute name="whorl.gadget" target="reconstruct" type="python"/>
       <configuration>{}</configuration></external>
   </stream>

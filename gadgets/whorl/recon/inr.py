@@ -198,7 +198,7 @@ def fit_inr(
     box_shape = (mask[box].shape[0], mask[box].shape[1])
     V = float(inside.sum())
 
-    x0 = coefficients[:, box[0], box[1]].reshape(K, -1) * inside  # (K, P)
+    x0 = torch.where(mask[box], coefficients[:, box[0], box[1]], 0).reshape(K, -1)  # (K, P)
     scale = 0.5 * float(x0[0].abs().max()) or 1.0
     # J rows: K if the images are real, else real and imaginary parts one after the other.
     target = (torch.cat([x0.real, x0.imag]) if x0.is_complex() else x0) / scale  # (J, P)
@@ -259,5 +259,5 @@ def fit_inr(
         raise FloatingPointError("the INR diverged: its images are not finite")
     images = torch.zeros_like(coefficients)
     values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
-    images[:, box[0], box[1]] = values.reshape(K, *box_shape) * mask[box]
+    images[:, box[0], box[1]] = values.reshape(K, *box_shape)
     return InrFit(images, tuple(torch.stack(losses).tolist()))
