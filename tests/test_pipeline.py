@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import whorl.pipeline
+import whorl.reconstruction
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
 from whorl.pipeline import reconstruct_scan
@@ -52,14 +53,14 @@ def test_an_inr_that_fails_gives_the_low_rank_maps(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(whorl.pipeline, "fit_inr", fail)
+    monkeypatch.setattr(whorl.reconstruction, "fit_inr", fail)
     fell_back(scan.run(method="inr"), untouched, str(error) or "KeyError")
 
 
 def test_a_slice_that_raises_does_not_cost_the_other(
     scan: Scan, untouched: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = whorl.pipeline.match, []
+    real, calls = whorl.reconstruction.match, []
 
     def fail_once(*arguments: Any) -> Any:
         calls.append(1)
@@ -67,7 +68,7 @@ def test_a_slice_that_raises_does_not_cost_the_other(
             raise ZeroDivisionError
         return real(*arguments)
 
-    monkeypatch.setattr(whorl.pipeline, "match", fail_once)
+    monkeypatch.setattr(whorl.reconstruction, "match", fail_once)
     result = scan.two_slices().run()
     assert result.slices() == [1]
     assert_close(result, untouched, slice_number=1)
@@ -91,7 +92,7 @@ def test_a_dictionary_that_cannot_be_built_is_said(scan: Scan, monkeypatch: pyte
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such physics")
 
-    monkeypatch.setattr(whorl.pipeline, "build_dictionary", fail)
+    monkeypatch.setattr(whorl.pipeline, "cached_dictionary", fail)
     try:
         # A range that no other test has, because dictionaries are kept.
         texts = scan.run(t1_max_ms=4321, n_coefficients=3).outcome.failures

@@ -4,4 +4,11 @@ The data's way through the package is that of the method's figure: `pipeline.rec
 reads as a list of its steps.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# OpenMP threads that spin while they wait for each other take the core from the very thread they
+# wait for as soon as anything else runs on the machine: a fit of the INR on two cores then takes ten
+# times as long. Must be set before PyTorch and FINUFFT load their OpenMP libraries.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

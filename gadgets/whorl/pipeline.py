@@ -1,7 +1,7 @@
-"""The way of the data, from readouts to maps: the only place where the rooms meet.
+"""A scan while it arrives: readouts in, images out.
 
-`reconstruct_scan` takes readouts while they arrive; `reconstruct_slice` reads as the method's
-figure: subspace k-space, adjoint, coil combination, start, joint INR, dictionary match.
+`reconstruct_scan` settles what was scanned, collects each slice's readouts and hands complete slices
+to `whorl.reconstruction.reconstruct_slice`, in a thread of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import ismrmrd
 import numpy as np
@@ -20,25 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.config import Settings
-from whorl.kspace.coils import coil_maps, combine, whitening_matrix
-from whorl.kspace.density import attached_density, density_compensation
-from whorl.kspace.nufft import Nufft, make_nufft
-from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace, digest
-from whorl.maps.images import ImageMaker, Provenance, SliceMaps
-from whorl.physics.dictionary import Dictionary, build_dictionary
-from whorl.physics.matching import match
-from whorl.recon.corrected import corrected_start, imaginary_share
-from whorl.recon.inr import fit_inr
-from whorl.recon.lowrank import adjoint_coil_images
-from whorl.recon.mask import object_mask, widen
-from whorl.recon.normal import NormalOperator
+from whorl.kspace.coils import NoiseStatistics, whitening_matrix
+from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, digest
+from whorl.maps.images import ImageMaker, Provenance
+from whorl.physics.dictionary import Dictionary, cached_dictionary
+from whorl.reconstruction import Encoding, encode, reconstruct_slice
 from whorl.scan import resolve
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.header import Header, read_header
 from whorl.scan.integrity import Tally, usable
 from whorl.scan.readout import Flag, Readout
 from whorl.scan.train import Train
-from whorl.scan.trajectory import resolve_units, to_recon_pixels
 
 _logger = logging.getLogger("whorl")
 
@@ -46,9 +37,6 @@ _logger = logging.getLogger("whorl")
 _OUTSIDE = 0.1
 #: Readouts of one slice that are kept at most while its train is not known.
 _LONGEST_TRAIN = 10_000
-#: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
-_IMAGINARY = 0.15
-
 #: Reasons of the tally that are no loss.
 _HARMLESS = ("came twice",)
 
@@ -85,228 +73,6 @@ class Outcome:
         return 3 if self.failures or self.notes else 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoding:
-    """How one set of interleaves was encoded.
-
-    Parameters
-    ----------
-    shape
-        (Y, X) of the images.
-    dcf
-        `(I, S)`: area of k-space for each sample, (cycles per pixel)².
-    central
-        `(I, S)` boolean: samples in the middle tenth of k-space.
-    nufft
-        Transform for the I·S samples.
-    """
-
-    shape: tuple[int, int]
-    dcf: Tensor
-    central: Tensor
-    nufft: Nufft
-
-
-@dataclass(slots=True)
-class SliceResult:
-    """Maps of a slice with what there is to say about them."""
-
-    maps: SliceMaps
-    method: str
-    status: str = "complete"
-    notes: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def remark(self, status: str, note: str) -> None:
-        """Lower the status and say why."""
-        order = ("complete", "degraded", "fallback")
-        self.status = max(self.status, status, key=order.index)
-        self.notes.append(note)
-
-
-@lru_cache(maxsize=4)
-def _cached_dictionary(key: bytes, build: Callable[[], Dictionary]) -> Dictionary:
-    return build()
-
-
-class _DictionaryRequest:
-    """A dictionary to be built, equal to all requests for the same one: a warm server builds it once."""
-
-    def __init__(self, train: Train, settings: Settings) -> None:
-        self._train = train
-        self._options = {
-            "t1_range_ms": (settings.t1_min_ms, settings.t1_max_ms),
-            "t2_range_ms": (settings.t2_min_ms, settings.t2_max_ms),
-            "step": settings.dictionary_step,
-            "energy": settings.energy,
-            "n_coefficients": settings.n_coefficients,
-        }
-        self.key = train.key() + repr(self._options).encode()
-
-    def __call__(self) -> Dictionary:
-        return build_dictionary(self._train, **self._options)  # type: ignore[arg-type]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _DictionaryRequest) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def get(self) -> Dictionary:
-        return _cached_dictionary(self.key, self)
-
-
-def encode(
-    trajectory: NDArray[np.float32], header: Header, settings: Settings, device: torch.device, log: LogText
-) -> Encoding:
-    """Density compensation and transform for a set of interleaves.
-
-    Parameters
-    ----------
-    trajectory
-        `(I, S, D)` as it came: two columns kx, ky, and perhaps a third with density weights.
-
-    Raises
-    ------
-    ScanError
-        If its unit is not clear or its weights cannot be used.
-    """
-    columns = trajectory.shape[-1]
-    if columns not in (2, 3):
-        raise ScanError(f"the trajectory has {columns} columns: expected kx, ky and perhaps a density weight")
-    units = resolve_units(trajectory[..., :2], header.encoded, settings.trajectory_units)
-    points = torch.from_numpy(to_recon_pixels(trajectory[..., :2], units, header.encoded, header.recon)).to(
-        device
-    )
-    shape = (header.recon.matrix[1], header.recon.matrix[0])
-    attached = columns == 3 and bool(trajectory[..., 2].any()) and settings.density == "attached"
-    try:
-        if attached:
-            dcf = attached_density(torch.from_numpy(trajectory[..., 2].copy()).to(device), points)
-        else:
-            dcf = density_compensation(points, shape)
-    except ValueError as error:
-        raise ScanError(str(error)) from error
-    # What the reconstructed matrix cannot resolve would fold back.
-    dcf = dcf * (points.abs() <= 0.5).all(-1)
-    radius = torch.linalg.vector_norm(points, dim=-1)
-    log("DBG", f"{len(trajectory)} interleaves of {trajectory.shape[1]} samples, trajectory in {units}, "
-        f"density {'attached' if attached else 'computed'}")  # fmt: skip
-    nufft = make_nufft(points.clamp(-0.5, 0.5).reshape(-1, 2), shape, backend=settings.nufft)
-    return Encoding(shape, dcf, radius <= 0.1 * radius.max(), nufft)
-
-
-def has_signal(kspace: SubspaceKspace, encoding: Encoding) -> bool:
-    """Whether a slice holds an object: its k-space is denser in the middle than outside, noise is not."""
-    power = kspace.bins[:, 0].abs().square().sum(1)  # (I, S), first coefficient
-    inner, outer = power[encoding.central], power[~encoding.central]
-    if not len(inner) or not len(outer):
-        return bool(power.any())
-    return float(inner.mean()) > 3 * float(outer.mean())
-
-
-def reconstruct_slice(
-    kspace: SubspaceKspace,
-    encoding: Encoding,
-    dictionary: Dictionary,
-    settings: Settings,
-    deadline: float | None,
-) -> SliceResult:
-    """From subspace k-space to maps.
-
-    Parameters
-    ----------
-    kspace
-        The slice's readouts, folded: ``Uᴴy``.
-    encoding, dictionary
-        Of the scan, on the same device.
-    deadline
-        Time (`time.monotonic`) after which the low-rank maps are taken.
-    """
-    seconds: dict[str, float] = {}
-    started = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal started
-        now = time.monotonic()
-        seconds[name] = now - started
-        started = now
-
-    if not has_signal(kspace, encoding):
-        empty = np.zeros(encoding.shape, dtype=np.float32)
-        result = SliceResult(SliceMaps(empty, empty, empty, empty), settings.method)
-        result.remark("degraded", "the slice has no signal, its maps are zero")
-        return result
-
-    coil_images = adjoint_coil_images(kspace.bins, encoding.dcf, encoding.nufft)  # (K, C, Y, X)
-    lap("adjoint")
-    csm = coil_maps(coil_images)
-    x0 = combine(coil_images, csm)  # x0 = A'W(U'y), (K, Y, X)
-    del coil_images
-    lap("coils")
-    mask = object_mask(x0)
-    result = SliceResult(SliceMaps(*[np.empty(0, np.float32)] * 4), settings.method)
-    images = x0
-    if settings.method == "inr":
-        around = widen(mask, 2)
-        start = x0
-        try:
-            if settings.start == "corrected":
-                normal = NormalOperator(kspace.gram, encoding.dcf, csm, encoding.nufft)
-                energies = dictionary.coefficients.abs().square().sum(0)
-                z, phase = corrected_start(
-                    x0, around, normal, energies / energies[0], steps=settings.correction_steps
-                )
-                unexplained = imaginary_share(x0[:1], phase, mask)
-                lap("start")
-                if unexplained < _IMAGINARY and bool(torch.isfinite(z).all()):
-                    start = z  # a common phase changes no map
-                else:
-                    result.remark(
-                        "fallback",
-                        f"no common phase ({unexplained:.0%} of the energy is left over): "
-                        f"the INR was fitted to x0",
-                    )
-            images = fit_inr(
-                start,
-                around,
-                fit=settings.fit,
-                iterations=settings.iterations,
-                levels=settings.levels,
-                features=settings.features,
-                base_resolution=settings.base_resolution,
-                finest_resolution=settings.finest_resolution,
-                hidden=settings.hidden,
-                learning_rate=settings.learning_rate,
-                lambda_enc=settings.lambda_enc,
-                lambda_mlp=settings.lambda_mlp,
-                ridge=settings.ridge,
-                seed=settings.seed,
-                deadline=deadline,
-            ).coefficients
-        except Exception as error:
-            # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
-            _logger.warning("the INR was given up", exc_info=error)
-            result.method = "lowrank"
-            why = str(error) or type(error).__name__
-            result.remark("fallback", f"low-rank maps instead of the INR: {why}")
-            images = x0
-        lap("fit")
-    found = match(images[:, mask].T.contiguous(), dictionary)
-    result.maps = SliceMaps(
-        *(_on_raster(values, mask) for values in (found.t1_ms, found.t2_ms, found.m0.abs(), found.quality))
-    )
-    lap("match")
-    result.seconds = seconds
-    return result
-
-
-def _on_raster(values: Tensor, mask: Tensor) -> NDArray[np.float32]:
-    image = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    image[mask] = values.float()
-    return image.cpu().numpy()
-
-
 class _Scan:
     """State of one scan while it arrives."""
 
@@ -329,7 +95,7 @@ class _Scan:
         )
         self._train: Train | None = None
         self._counter = ""
-        self._noise: list[NDArray[np.complex64]] = []
+        self._noise = NoiseStatistics()
         self._whitening: Tensor | None = None
         self._interleaves = Interleaves()
         self._slices: dict[int, SliceBuffer] = {}
@@ -338,7 +104,7 @@ class _Scan:
         self._latest: int | None = None
         self._interleaved = False
         self._compared: NDArray[np.bool_] | None = None
-        self._encodings: dict[tuple[int, ...], Encoding] = {}
+        self._encoding: tuple[tuple[int, ...], Encoding] | None = None  # of the latest slice
         self._delivered = 0
         self._failures: list[str] = []
         self._notes: list[str] = []
@@ -356,15 +122,26 @@ class _Scan:
         self._builder.shutdown(cancel_futures=True)
 
     def _build_dictionary(self, train: Train) -> None:
-        request = _DictionaryRequest(train, self._settings)
-        self._dictionary = self._builder.submit(lambda: request.get().to(self._device))
+        settings = self._settings
+
+        def build() -> Dictionary:
+            return cached_dictionary(
+                train,
+                t1_range_ms=(settings.t1_min_ms, settings.t1_max_ms),
+                t2_range_ms=(settings.t2_min_ms, settings.t2_max_ms),
+                step=settings.dictionary_step,
+                energy=settings.energy,
+                n_coefficients=settings.n_coefficients,
+            ).to(self._device)
+
+        self._dictionary = self._builder.submit(build)
 
     # --- Arrival -------------------------------------------------------------------------------
 
     def add(self, readout: Readout) -> None:
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
             if self._latest is None:  # later ones would not be used
-                self._noise.append(readout.data.copy())
+                self._noise.add(readout.data)
             return
         if not readout.data.shape[1]:
             raise ScanError("the readouts have no samples left: expected some between discard_pre and _post")
@@ -477,25 +254,16 @@ class _Scan:
 
     def _whiten(self, n_coils: int) -> None:
         """Whitening matrix of the noise readouts that came before the first image data."""
-        if self._settings.whiten == "off" or not self._noise:
-            self._log("DBG", "not whitened: " + ("no noise readouts" if not self._noise else "whiten=off"))
+        if self._settings.whiten == "off" or not self._noise.n_readouts:
+            why = "whiten=off" if self._settings.whiten == "off" else "no noise readouts"
+            self._log("DBG", f"not whitened: {why}")
             return
-        noise = [n for n in self._noise if len(n) == n_coils]
-        samples = np.concatenate(noise, axis=1) if noise else np.empty((n_coils, 0), np.complex64)
-        if samples.shape[1] < 4 * n_coils:
-            self._note(
-                f"the noise readouts hold {samples.shape[1]} usable samples for {n_coils} coils: "
-                f"not whitened",
-                each_slice=True,
-            )
-            return
-        covariance = torch.from_numpy(samples @ samples.conj().T / samples.shape[1])
         try:
-            self._whitening = whitening_matrix(covariance).to(self._device)
+            self._whitening = whitening_matrix(self._noise.covariance(n_coils)).to(self._device)
         except ValueError as error:
             self._note(f"{error}: not whitened", each_slice=True)
             return
-        self._log("DBG", f"{n_coils} coils whitened by {samples.shape[1]} noise samples")
+        self._log("DBG", f"{n_coils} coils whitened by {self._noise.n_readouts} noise readouts")
 
     def _find_train(self, buffer: SliceBuffer) -> tuple[Train, str]:
         return resolve.resolve_train(
@@ -580,16 +348,11 @@ class _Scan:
             dictionary = self._dictionary.result()
             waited = time.monotonic()
             kspace = buffer.finish(dictionary.basis)
-            key = tuple(kspace.interleaves.tolist())
-            if key not in self._encodings:
-                trajectory = self._interleaves.stack(kspace.interleaves)
-                self._encodings[key] = encode(
-                    trajectory, self._header, self._settings, self._device, self._log
-                )
+            encoding = self._encode(kspace.interleaves)
             folded = time.monotonic()
             settings = self._settings
             deadline = arrived + settings.deadline_s if settings.deadline_s else None
-            result = reconstruct_slice(kspace, self._encodings[key], dictionary, settings, deadline)
+            result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline)
             if buffer.n_seen < T:
                 result.remark("degraded", f"{T - buffer.n_seen} of {T} readouts are missing")
             result.seconds = {
@@ -620,13 +383,24 @@ class _Scan:
                 _logger.exception("slice %d failed", number)
             self._fail(f"slice {number} failed: {str(error) or type(error).__name__}")
 
+    def _encode(self, interleaves: NDArray[np.int64]) -> Encoding:
+        """Encoding of a set of interleaves; slices mostly share one."""
+        key = tuple(interleaves.tolist())
+        if self._encoding is None or self._encoding[0] != key:
+            trajectory = self._interleaves.stack(interleaves)
+            self._encoding = (
+                key,
+                encode(trajectory, self._header, self._settings, self._device, self._log),
+            )
+        return self._encoding[1]
+
     def finish(self, ended_early: str) -> Outcome:
         """The stream is over: reconstruct what is open, wait for all slices."""
         if not self._slices and not self._done:
             lost = "; ".join(self.tally.sentences())
             raise ScanError(
                 "no imaging readouts arrived"
-                + (f" ({len(self._noise)} noise readouts did)" if self._noise else "")
+                + (f" ({self._noise.n_readouts} noise readouts did)" if self._noise.n_readouts else "")
                 + (f": {lost}" if lost else "")
                 + (f". {ended_early}" if ended_early else "")
             )

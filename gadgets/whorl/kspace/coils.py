@@ -10,6 +10,34 @@ import torch
 from torch import Tensor
 
 
+class NoiseStatistics:
+    """Covariance of noise readouts, summed up as they arrive."""
+
+    def __init__(self) -> None:
+        self.n_readouts = 0
+        self._sums: dict[int, tuple[np.ndarray, int]] = {}  # by number of coils: sum of n nᴴ, samples
+
+    def add(self, noise: np.ndarray) -> None:
+        """Count one readout `(C, S)`."""
+        C, S = noise.shape
+        total, samples = self._sums.get(C, (np.zeros((C, C), dtype=np.complex128), 0))
+        self._sums[C] = (total + noise @ noise.conj().T, samples + S)
+        self.n_readouts += 1
+
+    def covariance(self, n_coils: int) -> Tensor:
+        """Covariance `(C, C)` of `n_coils` coils.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than four samples for each coil.
+        """
+        total, samples = self._sums.get(n_coils, (np.zeros((n_coils, n_coils)), 0))
+        if samples < 4 * n_coils:
+            raise ValueError(f"the noise readouts hold {samples} usable samples for {n_coils} coils")
+        return torch.from_numpy((total / samples).astype(np.complex64))
+
+
 def whitening_matrix(covariance: Tensor) -> Tensor:
     """`(C, C)` matrix that makes noise of this covariance white with variance 1: the inverse
     Cholesky factor.
@@ -114,7 +142,8 @@ def coil_maps(coil_images: Tensor, *, sigma: float = 4.0, iterations: int = 4) -
 
     References
     ----------
-    Walsh et al., Magn Reson Med 43:682 (2000), doi:10.1002/(SICI)1522-2594(200005)43:5<682::AID-MRM10>3.0.CO;2-G.
+    Walsh et al., Magn Reson Med 43:682 (2000),
+    doi:10.1002/(SICI)1522-2594(200005)43:5<682::AID-MRM10>3.0.CO;2-G.
     """
     C = coil_images.shape[1]
     rows, columns = torch.triu_indices(C, C, device=coil_images.device)

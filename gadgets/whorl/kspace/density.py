@@ -77,7 +77,8 @@ def density_compensation(trajectory: Tensor, shape: tuple[int, int]) -> Tensor:
 
     References
     ----------
-    Pipe & Menon, Magn Reson Med 41:179 (1999), doi:10.1002/(SICI)1522-2594(199901)41:1<179::AID-MRM25>3.0.CO;2-V.
+    Pipe & Menon, Magn Reson Med 41:179 (1999),
+    doi:10.1002/(SICI)1522-2594(199901)41:1<179::AID-MRM25>3.0.CO;2-V.
     Rings: each sample owns the area up to half-way to its neighbours, which is exact for rotations.
     """
     I = len(trajectory)  # noqa: E741 - the field's letter

@@ -6,6 +6,7 @@ Letters: T timepoints, N atoms, K coefficients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -137,3 +138,7 @@ def build_dictionary(
     signals = fisp_signal(train, t1_ms, t2_ms)  # (N, T)
     basis, kept = temporal_basis(signals, energy, n_coefficients)
     return Dictionary(t1_ms, t2_ms, signals @ basis.conj(), basis, kept)
+
+
+#: The same, remembered for the latest trains: a warm server builds a dictionary once.
+cached_dictionary = lru_cache(maxsize=4)(build_dictionary)

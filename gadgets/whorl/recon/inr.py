@@ -14,12 +14,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 
-class DeadlinePassed(TimeoutError):
+class DeadlinePassed(TimeoutError):  # noqa: N818 - as TimeoutError
     """The fit did not end in time."""
 
 
@@ -96,7 +97,7 @@ class _Mlp(torch.nn.Module):
     def __init__(self, sizes: list[int], generator: torch.Generator, device: torch.device) -> None:
         super().__init__()
         self.weights, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
-        for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+        for n_in, n_out in pairwise(sizes):
             bound = math.sqrt(6 / n_in)  # He initialisation for ReLU
             weight = (torch.rand((n_out, n_in), generator=generator) * 2 - 1) * bound
             self.weights.append(torch.nn.Parameter(weight.to(device)))

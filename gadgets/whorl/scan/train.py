@@ -67,6 +67,12 @@ class Train:
     def n_timepoints(self) -> int:
         return len(self.flip_deg)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Train) and self.key() == other.key()
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
     def key(self) -> bytes:
         """Bytes that are equal for trains with the same signal."""
         parts = [self.flip_deg, self.tr_ms, self.te_ms, self.phase_deg]
