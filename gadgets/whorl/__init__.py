@@ -8,7 +8,7 @@ import os
 
 __version__ = "0.1.0"
 
-# OpenMP threads that spin while they wait for each other take the core from the very thread they
-# wait for as soon as anything else runs on the machine: a fit of the INR on two cores then takes ten
-# times as long. Must be set before PyTorch and FINUFFT load their OpenMP libraries.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP threads that spin for long while they wait for each other take the core from the very thread
+# they wait for as soon as anything else runs on the machine: a fit of the INR then takes ten times as
+# long. They shall soon sleep. Must be set before PyTorch and FINUFFT load their OpenMP libraries.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

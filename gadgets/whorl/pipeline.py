@@ -23,6 +23,7 @@ from whorl.kspace.coils import NoiseStatistics, whitening_matrix
 from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, digest
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary, cached_dictionary
+from whorl.recon.inr import warm_up
 from whorl.reconstruction import Encoding, encode, reconstruct_slice
 from whorl.scan import resolve
 from whorl.scan.failure import EndOfStream, ScanError
@@ -114,6 +115,8 @@ class _Scan:
         self._worker = ThreadPoolExecutor(1, "whorl-slice")
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary")
         self._dictionary: Future[Dictionary] | None = None
+        if settings.method == "inr":
+            self._worker.submit(warm_up)
         if self._early is not None:
             self._build_dictionary(self._early)
 
