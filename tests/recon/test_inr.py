@@ -43,6 +43,9 @@ def test_interpolation_is_linear_and_exact_at_its_points(points: int, pixels: in
         torch.testing.assert_close(matrix, torch.eye(points))
 
 
+LINES = slice(None)
+
+
 def encoder_of(shape: tuple[int, int]) -> GridEncoder:
     generator = torch.Generator().manual_seed(1)
     return GridEncoder(
@@ -53,8 +56,10 @@ def encoder_of(shape: tuple[int, int]) -> GridEncoder:
 def test_encoder_reads_its_grids_bilinearly() -> None:
     shape = (11, 8)
     encoder = encoder_of(shape)
-    features = encoder(slice(None))
-    assert features.shape == (6, *shape)
+    features = encoder(LINES)
+    assert features.shape == (6, 11 * 8)
+    torch.testing.assert_close(encoder(slice(1, None, 2)), features.reshape(6, *shape)[:, 1::2].flatten(1))
+    features = features.reshape(6, *shape)
     assert len(encoder.grids) == 3
     for level, grid in enumerate(encoder.grids):
         expected = torch.nn.functional.interpolate(
@@ -67,8 +72,8 @@ def test_encoder_reads_its_grids_bilinearly() -> None:
 
 def test_gradient_of_the_encoder_is_its_adjoint() -> None:
     encoder = encoder_of((11, 8))
-    weight = torch.randn((6, 11, 8), generator=torch.Generator().manual_seed(2))
-    (encoder(slice(None)) * weight).sum().backward()  # type: ignore[no-untyped-call]
+    weight = torch.randn((6, 88), generator=torch.Generator().manual_seed(2))
+    (encoder(LINES) * weight).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [grid.grad for grid in encoder.grids]
     generator = torch.Generator().manual_seed(3)
     for grid, gradient in zip(encoder.grids, gradients, strict=True):
@@ -76,9 +81,9 @@ def test_gradient_of_the_encoder_is_its_adjoint() -> None:
         assert gradient.shape == grid.shape
         change = torch.randn(grid.shape, generator=generator)
         with torch.no_grad():
-            before = encoder(slice(None))
+            before = encoder(LINES)
             grid.add_(change)
-            left = ((encoder(slice(None)) - before) * weight).sum()
+            left = ((encoder(LINES) - before) * weight).sum()
             grid.sub_(change)
         # <E d, w> = <d, Eᵀ w>; sums of some hundred products in float32.
         assert float(left) == pytest.approx(float((change * gradient).sum()), abs=1e-3)
@@ -125,16 +130,16 @@ def test_an_object_is_reproduced(fit: str, real: bool) -> None:
     truth, mask = object_(real)
     x0 = 1e3 * torch.where(mask, truth, 7)  # what lies outside does not count
     # Adam gets more steps; the learning rate is stated, not the default.
-    result = fit_inr(x0, mask, fit=fit, iterations=20 if fit == "varpro" else 60, learning_rate=0.03)
+    result = fit_inr(x0, mask, fit=fit, iterations=40 if fit == "varpro" else 120, learning_rate=0.03)
     assert result.coefficients.shape == truth.shape
     assert result.coefficients.dtype == x0.dtype
     found = errors(result.coefficients, 1e3 * truth, mask)
-    # Measured: 4 % for varpro after 20 steps. Only its head follows the weakest image, 50 times smaller
+    # Measured: 4 % for varpro after 40 steps, each on half of the lines. Only its head follows the weakest image, 50 times smaller
     # than the first; Adam has 2 % of the first, 10 % of the second by then, and nothing of the third.
     assert max(found) < 0.08 if fit == "varpro" else found[0] < 0.05 and found[1] < 0.2
     assert float(result.coefficients[:, ~mask].abs().max()) == 0
     assert result.losses[-1] < result.losses[0] / 10
-    assert len(result.losses) == (20 if fit == "varpro" else 60)
+    assert len(result.losses) == (40 if fit == "varpro" else 120)
 
 
 @FITS

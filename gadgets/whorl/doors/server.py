@@ -88,7 +88,9 @@ class Server:
             if self._reconstruct is None:
                 # Seconds, once, before the first scan and not within it; who connects meanwhile is queued.
                 from whorl.pipeline import reconstruct_scan
+                from whorl.recon.inr import warm_up
 
+                warm_up()
                 self._reconstruct = reconstruct_scan
             logger.info("listening on %s", ", ".join(_name(s.getsockname()) for s in self._listeners))
             self._accept()
