@@ -191,3 +191,11 @@ def test_serve_refuses_a_wrong_property_before_it_listens() -> None:
     result = whorl("serve", "--port", 0, "-p", "methd=inr")
     assert result.exit_code == 2
     assert 'did you mean "method"?' in " ".join(result.output.split())
+
+
+def test_a_scan_is_not_overwritten_by_its_maps(tiny_scan: Path) -> None:
+    before = tiny_scan.read_bytes()
+    result = CliRunner().invoke(main, ["replay", str(tiny_scan), "-o", str(tiny_scan)])
+    assert result.exit_code == 2
+    assert "is the scan itself" in result.output
+    assert tiny_scan.read_bytes() == before

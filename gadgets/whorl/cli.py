@@ -69,7 +69,7 @@ _assign = click.option(
 
 @main.command()
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", default=9002, help="TCP port; 0 for a free one.")
+@click.option("--port", default=9002, type=click.IntRange(0, 65535), help="TCP port; 0 for a free one.")
 @_config
 @_assign
 @click.option("--max-scans", default=4, type=click.IntRange(1, 64), help="Scans at the same time.")
@@ -95,6 +95,8 @@ def replay(
     """Reconstruct a recorded scan, in this process or through a running server."""
     from whorl.doors.files import ResultFile, read_header, read_readouts
 
+    if output.resolve() == scan.resolve():
+        raise click.UsageError(f"{output} is the scan itself: the images need a file of their own")
     if address is None:
         settings = Settings.from_properties(_properties(config, assignments))
         header = read_header(scan)
@@ -102,16 +104,15 @@ def replay(
 
         with ResultFile(output, header) as result:
             outcome = reconstruct_scan(header, read_readouts(scan), settings, result.append, _say)
-        for failure in outcome.failures:
-            click.echo(f"whorl: {failure}", err=True)
         delivered, code = outcome.delivered, outcome.exit_code
     else:
         from whorl.doors.client import send_file
 
         host, colon, number = address.rpartition(":")
-        if not colon or not number.isdigit():
+        if not colon or not number.isdigit() or int(number) > 65535:
             raise click.UsageError(f"--address {address}: expected HOST:PORT")
         properties = _properties(None, assignments)
+        Settings.from_properties(properties)  # a mistake is one of usage, with or without a server
         text = config.read_bytes() if config else None
         with ResultFile(output, read_header(scan)) as result:
             received = send_file(

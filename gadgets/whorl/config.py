@@ -131,6 +131,10 @@ class Settings:
                 )
             values[name] = _coerce(name, value, hints[name], meta["low"], meta["high"])
         settings = cls(**values)
+        if settings.n_coefficients == 1:
+            raise SettingsError(
+                "n_coefficients is 1: expected 0 (by energy) or at least 2, else all atoms match"
+            )
         for quantity in ("t1", "t2"):
             low, high = getattr(settings, f"{quantity}_min_ms"), getattr(settings, f"{quantity}_max_ms")
             if low >= high:

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,10 +51,11 @@ def _server() -> Iterator[int]:
                     break
             else:
                 raise ScanError(f"the server did not start: {said.strip() or 'it said nothing'}")
+            # Whoever does not read a full pipe stops its writer.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             yield int(found.group(1))
         finally:
             process.terminate()
-            process.stderr.read()
 
 
 def _stream(scan: Path, port: int, method: str) -> tuple[Received, dict[str, float]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics, whitening_matrix
-from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, digest
+from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary, cached_dictionary
 from whorl.recon.inr import warm_up
@@ -98,14 +98,13 @@ class _Scan:
         self._counter = ""
         self._noise = NoiseStatistics()
         self._whitening: Tensor | None = None
-        self._interleaves = Interleaves()
         self._slices: dict[int, SliceBuffer] = {}
         # Slices that were handed over or given up, with the digests of their timepoints.
         self._done: dict[int, NDArray[np.int64]] = {}
         self._latest: int | None = None
         self._interleaved = False
         self._compared: NDArray[np.bool_] | None = None
-        self._encoding: tuple[tuple[int, ...], Encoding] | None = None  # of the latest slice
+        self._encoding: tuple[NDArray[np.float32], Encoding] | None = None  # of the latest slice
         self._delivered = 0
         self._failures: list[str] = []
         self._notes: list[str] = []
@@ -146,6 +145,8 @@ class _Scan:
             if self._latest is None:  # later ones would not be used
                 self._noise.add(readout.data)
             return
+        if not readout.data.shape[0]:
+            raise ScanError("the readouts have no coils: expected at least one active channel")
         if not readout.data.shape[1]:
             raise ScanError("the readouts have no samples left: expected some between discard_pre and _post")
         if not readout.trajectory.shape[1]:
@@ -171,7 +172,7 @@ class _Scan:
             self._slices[number] = buffer
             if self._train is not None:
                 self._number(buffer)
-        buffer.add(readout, self._interleaves.number(readout.trajectory), self.tally)
+        buffer.add(readout, buffer.interleaves.number(readout.trajectory), self.tally)
         if self._train is None:
             if buffer.n_waiting > _LONGEST_TRAIN:
                 self._resolve(buffer)
@@ -184,7 +185,7 @@ class _Scan:
         if buffer.n_seen == T and self._counter != "arrival":
             self._finish_slice(number)
         elif (
-            len(self._interleaves) * (self._settings.n_coefficients or 10) < T
+            len(buffer.interleaves) * (self._settings.n_coefficients or 10) < T
             and self._dictionary is not None
             and self._dictionary.done()
         ):
@@ -351,7 +352,7 @@ class _Scan:
             dictionary = self._dictionary.result()
             waited = time.monotonic()
             kspace = buffer.finish(dictionary.basis)
-            encoding = self._encode(kspace.interleaves)
+            encoding = self._encode(buffer.interleaves.stack(kspace.interleaves))
             folded = time.monotonic()
             settings = self._settings
             deadline = arrived + settings.deadline_s if settings.deadline_s else None
@@ -386,15 +387,11 @@ class _Scan:
                 _logger.exception("slice %d failed", number)
             self._fail(f"slice {number} failed: {str(error) or type(error).__name__}")
 
-    def _encode(self, interleaves: NDArray[np.int64]) -> Encoding:
+    def _encode(self, trajectory: NDArray[np.float32]) -> Encoding:
         """Encoding of a set of interleaves; slices mostly share one."""
-        key = tuple(interleaves.tolist())
-        if self._encoding is None or self._encoding[0] != key:
-            trajectory = self._interleaves.stack(interleaves)
-            self._encoding = (
-                key,
-                encode(trajectory, self._header, self._settings, self._device, self._log),
-            )
+        if self._encoding is None or not np.array_equal(self._encoding[0], trajectory):
+            encoding = encode(trajectory, self._header, self._settings, self._device, self._log)
+            self._encoding = (trajectory, encoding)
         return self._encoding[1]
 
     def finish(self, ended_early: str) -> Outcome:

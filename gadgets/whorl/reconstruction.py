@@ -24,7 +24,7 @@ from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.recon.corrected import corrected_start, imaginary_share
-from whorl.recon.inr import fit_inr
+from whorl.recon.inr import DeadlinePassed, fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import NormalOperator
@@ -104,7 +104,8 @@ def encode(
         device
     )
     shape = (header.recon.matrix[1], header.recon.matrix[0])
-    attached = columns == 3 and bool(trajectory[..., 2].any()) and settings.density == "attached"
+    # A column that is constant weighs nothing (it may be a kz).
+    attached = columns == 3 and settings.density == "attached" and float(np.ptp(trajectory[..., 2])) > 0
     try:
         if attached:
             dcf = attached_density(torch.from_numpy(trajectory[..., 2].copy()).to(device), points)
@@ -214,7 +215,8 @@ def reconstruct_slice(
             ).coefficients
         except Exception as error:
             # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
-            _logger.warning("the INR was given up", exc_info=error)
+            late = isinstance(error, DeadlinePassed)
+            _logger.warning("the INR was given up: %s", error, exc_info=None if late else error)
             result.method = "lowrank"
             why = str(error) or type(error).__name__
             result.remark("fallback", f"low-rank maps instead of the INR: {why}")

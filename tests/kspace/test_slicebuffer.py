@@ -185,3 +185,18 @@ def test_interleaves_are_told_apart_by_their_places() -> None:
     np.testing.assert_array_equal(
         interleaves.stack(np.array([1, 0, 1])), np.stack([np.ones((4, 2)), first, np.ones((4, 2))])
     )
+
+
+def test_interleaves_that_differ_by_rounding_are_one() -> None:
+    interleaves = Interleaves()
+    turns = [np.exp(2j * np.pi * i / 7) for i in range(7)]
+    arm = np.linspace(0, 0.5, 40) * np.exp(1j * np.linspace(0, 5, 40))
+    for visit in range(3):
+        for i, turn in enumerate(turns):
+            # Computed anew, with an error of some units in the last place.
+            k = arm * turn * np.exp(1e-7j * visit)
+            trajectory = np.stack([k.real, k.imag], axis=1).astype(np.float32)
+            assert interleaves.number(trajectory) == i
+    assert len(interleaves) == 7
+    k = arm * np.exp(1e-3j)
+    assert interleaves.number(np.stack([k.real, k.imag], axis=1).astype(np.float32)) == 7

@@ -176,6 +176,8 @@ class Server:
             session.refuse(channel, None, str(error))
             return
         channel.limit_time(None)
+        # Only who goes on after the header takes a place: the silent block nobody.
+        channel.wait(self._idle_timeout_s)
         if not self._slots.acquire(blocking=False):
             text = f"{self._max_scans} scans are being reconstructed, which is the limit: send it again later"
             logger.warning("%srefused, %s", label, address)

@@ -8,6 +8,7 @@ Letters: C coils, S samples, D trajectory columns.
 
 from __future__ import annotations
 
+import selectors
 import socket
 import struct
 import threading
@@ -184,6 +185,12 @@ class Channel:
             ) from error
         self.n_bytes += n
         return n
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when there is something to read, or the end, or after `timeout_s`."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.select(timeout_s)
 
     def read_into(self, view: memoryview, what: str) -> None:
         """Fill `view`.

@@ -50,9 +50,9 @@ def is_rotated_spiral(trajectory: Tensor, tolerance: float = 0.02) -> bool:
     angle = torch.atan2(trajectory[:, -1, 1], trajectory[:, -1, 0]) % (2 * np.pi)
     angle = torch.sort(angle).values
     gaps = torch.diff(angle, append=angle[:1] + 2 * np.pi)
-    # Of many interleaves some may be missing; of few none.
-    widest = 3.0 if len(angle) >= 16 else 1.5
-    even = len(angle) > 1 and float(gaps.max()) < widest * 2 * np.pi / len(angle)
+    # Of few interleaves none may be missing. Of many some may, or lie close together.
+    widest = max(6 * np.pi / len(angle), np.pi / 8) if len(angle) >= 16 else 3 * np.pi / len(angle)
+    even = len(angle) > 1 and float(gaps.max()) < widest
     return same and outwards and even
 
 

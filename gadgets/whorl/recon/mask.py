@@ -38,7 +38,9 @@ def object_mask(coefficients: Tensor, *, sigma: float = 1.5, threshold: float = 
     weight = weight / weight[0].clamp_min(1e-30)
     magnitude = smooth((power * weight.reshape(-1, 1, 1)).sum(0).sqrt()[None], sigma)[0]
     level = torch.quantile(magnitude.flatten()[:: max(1, magnitude.numel() // 100_000)], 0.99)
-    rough = (magnitude > threshold * level).cpu().numpy()
+    # Next to bright tissue the smoothed edge reaches further out than the object.
+    smoothed = magnitude.cpu().numpy()
+    rough = (smoothed > threshold * float(level)) & (smoothed > 0.3 * ndimage.maximum_filter(smoothed, 7))
     filled = ndimage.binary_fill_holes(ndimage.binary_opening(rough, iterations=1))
     return torch.as_tensor(np.asarray(filled), device=coefficients.device)
 

@@ -266,7 +266,7 @@ def resolve_train(
                 counter = find_counter(heads, None, choice, coverage)
             except ScanError:
                 raise error from None
-            T = int(timepoints(heads, counter).max()) + 1
+            T = len(np.unique(timepoints(heads, counter)))
             # Order of arrival counts whatever comes: a list that nearly fits is the train.
             if T * (COVERAGE if counter == "arrival" else 1) > early.n_timepoints:
                 early = None
