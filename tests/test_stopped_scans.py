@@ -71,7 +71,8 @@ def test_a_slice_that_cannot_be_encoded_does_not_cost_the_next(scan: Scan, untou
     """Negative weights in the trajectories of the first slice only."""
     scan.two_slices()
     for place, n in enumerate(scan.imaging):
-        weights = np.full((len(scan.trajectories[n]), 1), -1 if place < 120 else 0, np.float32)
+        weights = np.linspace(-2, -1, len(scan.trajectories[n]), dtype=np.float32)[:, None]
+        weights = weights if place < 120 else np.zeros_like(weights)
         scan.trajectories[n] = np.hstack([scan.trajectories[n], weights])
     scan.heads["trajectory_dimensions"][scan.imaging] = 3
     result = scan.run()
