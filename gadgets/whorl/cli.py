@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,20 +139,32 @@ def _say(level: str, text: str) -> None:
     click.echo(f"{level} {text}", err=True)
 
 
+_SIMULATION = (
+    click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned."),
+    click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate."),
+    click.option("--timepoints", default=500, help="Pulses of the train."),
+    click.option(
+        "--order", type=click.Choice(["golden", "sequential"]), default="golden", help="Of the interleaves."
+    ),
+    click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample."),
+    click.option("--matrix", default=256, help="Pixels along one side."),
+    click.option("--seed", default=0, help="Of noise and coils."),
+)
+
+
+def _simulated(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what is simulated."""
+    for option in reversed(_SIMULATION):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("output", type=_output)
-@click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned.")
-@click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate.")
-@click.option("--timepoints", default=500, help="Pulses of the train.")
+@_simulated
 @click.option("--interleaves", default=96, help="Rotations of the spiral that fill k-space.")
-@click.option(
-    "--order", type=click.Choice(["golden", "sequential"]), default="golden", help="Of the interleaves."
-)
 @click.option("--coils", default=8, help="Receive coils.")
-@click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample.")
 @click.option("--slices", default=1, help="Slices.")
-@click.option("--matrix", default=256, help="Pixels along one side.")
-@click.option("--seed", default=0, help="Of noise and coils.")
 def simulate(output: Path, **options: Any) -> None:
     """Write a simulated scan (MRD) with its ground truth."""
     from whorl.simulation.scan import simulate as run
@@ -166,15 +179,7 @@ def simulate(output: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned.")
-@click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate.")
-@click.option(
-    "--order", type=click.Choice(["golden", "sequential"]), default="golden", help="Of the interleaves."
-)
-@click.option("--timepoints", default=500, help="Pulses of the train.")
-@click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample.")
-@click.option("--matrix", default=256, help="Pixels along one side.")
-@click.option("--seed", default=0, help="Of noise and coils.")
+@_simulated
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("out"))
 def demo(output: Path, **options: Any) -> None:
     """The main job, end to end: scan, server, socket, maps, accuracy against the truth."""

@@ -93,27 +93,22 @@ def fisp_signal(
 
     # Atoms that need about the same number of orders are worked on together, the longest first: a
     # chunk keeps as many as its first atom needs.
-    if tolerance > 0:
-        shortest_tr = float(train.tr_ms.min())
-        orders = (t2_ms.double() * (-math.log(tolerance) / (2 * shortest_tr))).ceil().clamp(1, T).long()
-    else:
-        orders = torch.full((N,), T, dtype=torch.long)
-    orders = orders.cpu()
+    orders = _needed_orders(train, t2_ms, tolerance).cpu()
     order_of = torch.argsort(orders, descending=True)
     signal = torch.empty((N, T), dtype=state_dtype, device=t1_ms.device)
 
     chunks = []
     start = 0
     while start < N:
-        n_orders = int(orders[order_of[start]])  # of the chunk's most demanding atom
-        size = max(16, _CHUNK_ELEMENTS // min(n_orders, (T + 1) // 2))
-        chunks.append((order_of[start : start + size].to(t1_ms.device), n_orders))
+        most = int(orders[order_of[start]])  # of the chunk's most demanding atom
+        size = max(16, _CHUNK_ELEMENTS // min(most, (T + 1) // 2))
+        chunks.append((order_of[start : start + size].to(t1_ms.device), most))
         start += size
 
     def simulate(chunk: tuple[Tensor, int]) -> None:
-        atoms, n_orders = chunk
+        atoms, most = chunk
         signal[atoms] = _simulate_chunk(
-            train, flips, turns, t1_ms[atoms], t2_ms[atoms], b1[atoms], n_orders, dtype, state_dtype
+            train, flips, turns, t1_ms[atoms], t2_ms[atoms], b1[atoms], most, dtype, state_dtype
         )
 
     if len(chunks) > 1 and t1_ms.device.type == "cpu":
@@ -188,5 +183,14 @@ def _simulate_chunk(
 
 def n_orders(train: Train, t2_ms: float, tolerance: float = 1e-3) -> int:
     """Orders that `fisp_signal` keeps for one T2, at most those that can return to an echo."""
-    needed = math.ceil(t2_ms * -math.log(tolerance) / (2 * float(train.tr_ms.min())))
-    return min(needed, (train.n_timepoints + 1) // 2)
+    needed = _needed_orders(train, torch.tensor([t2_ms], dtype=torch.float64), tolerance)
+    return min(int(needed), (train.n_timepoints + 1) // 2)
+
+
+def _needed_orders(train: Train, t2_ms: Tensor, tolerance: float) -> Tensor:
+    """Orders `(N,)` above which ``exp(-2 n TR/T2)`` is below the tolerance, 1 to T."""
+    T = train.n_timepoints
+    if tolerance <= 0:
+        return torch.full(t2_ms.shape, T, dtype=torch.long)
+    per_ms = -math.log(tolerance) / (2 * float(train.tr_ms.min()))
+    return (t2_ms.double() * per_ms).ceil().clamp(1, T).long()
