@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from whorl.simulation import phantoms
-from whorl.simulation.phantoms import brain, coil_maps, fine_positions, nist_plate
+from whorl.simulation.phantoms import brain, coil_maps, fine_positions, nist_plate, transmit_field
 
 needs_nilearn = pytest.mark.skipif(
     importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
@@ -138,6 +138,31 @@ def test_coil_maps_are_smooth_and_different(coils: int) -> None:
     flat = maps.reshape(coils, -1)
     spectrum = np.linalg.svd(flat, compute_uv=False)
     assert spectrum[min(coils, 8) - 1] > 0.3 * spectrum[0]
+
+
+@pytest.mark.parametrize("matrix", [64, 65])
+def test_transmit_field_spans_its_range_smoothly_and_has_no_symmetry(matrix: int) -> None:
+    x, y = np.meshgrid(fine_positions(matrix), fine_positions(matrix))
+    inside = np.hypot(x, y) < 0.4 * matrix
+    field = transmit_field(0.2, inside)
+    assert field.shape == inside.shape
+    assert field[inside].min() == pytest.approx(0.8)
+    assert field[inside].max() == pytest.approx(1.2)
+    assert field[inside].mean() == pytest.approx(1, abs=0.1)
+    assert field[np.hypot(x, y) < 0.1 * matrix].mean() > 1.1  # bright in the middle
+    # From 1.2 to 0.8 over half a field of view of 64 samples.
+    assert max(np.abs(np.diff(field, axis=axis)).max() for axis in (0, 1)) < 0.03
+    for turned in (field[::-1], field[:, ::-1], field.T, field[::-1, ::-1], field[::-1].T, field[:, ::-1].T):
+        assert np.abs(turned - field)[inside].max() > 0.05
+    np.testing.assert_allclose(transmit_field(0.4, inside) - 1, 2 * (field - 1), atol=1e-12)
+    np.testing.assert_array_equal(transmit_field(0.0, inside), 1)
+
+
+def test_transmit_field_of_a_single_sample_is_finite() -> None:
+    inside = np.zeros((32, 32), dtype=bool)
+    inside[3, 4] = True
+    assert transmit_field(0.2, inside)[3, 4] == pytest.approx(1.2)
+    np.testing.assert_array_equal(transmit_field(0.0, inside), 1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import whorl.simulation.scan
-from whorl.simulation.phantoms import coil_maps, nist_plate
+from whorl.simulation.phantoms import brain, coil_maps, nist_plate, transmit_field
 from whorl.simulation.scan import interleaf_order, read_truth, simulate
 from whorl.simulation.signals import Train, fisp_signals, jiang_train
 
@@ -164,6 +165,70 @@ def test_kspace_is_the_sum_over_all_point_sources(tmp_path: Path, matrix: int) -
         assert abs(kspace[n, coil, sample] - expected) < 2e-6 * np.abs(kspace).max()
 
 
+@pytest.mark.parametrize(
+    ("phantom", "matrix", "b1"),
+    [
+        ("nist", 36, 0.2),
+        ("nist", 37, 0.7),
+        pytest.param(
+            "brain",
+            37,
+            0.2,
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
+            ),
+        ),
+    ],
+)
+def test_each_point_source_has_the_signal_of_its_own_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: str, matrix: int, b1: float
+) -> None:
+    monkeypatch.setattr(whorl.simulation.scan, "_AT_ONCE", 4)  # several groups of components
+    pulses: dict[str, Any] = {"inversion_efficiency": 0.9, "slice_profile": (0.3, 1.0, 0.8)}
+    args = SMALL | {"phantom": phantom, "matrix": matrix, "noise": 0.0} | pulses
+    simulate(tmp_path / "scan.h5", **args, b1=b1)
+    rows, kspace = rows_of(tmp_path / "scan.h5")[N_NOISE:], kspace_of(tmp_path / "scan.h5")
+    size: dict[str, Any] = {"slices": 2, "matrix": matrix, "fov_mm": 240.0}
+    thing = nist_plate("t2", **size) if phantom == "nist" else brain(**size)
+    field = transmit_field(b1, thing.fractions.sum(axis=(0, 1)) > 0)
+    places = np.array([j - matrix // 2 + half for j in range(matrix) for half in (-0.25, 0.25)])
+    for z in range(2):
+        density = np.zeros((21, 2 * matrix, 2 * matrix), dtype=complex)
+        for m, tissue in enumerate(thing.fractions[z]):
+            v, u = np.nonzero(tissue)
+            t1, t2 = np.full(len(v), thing.t1_ms[m]), np.full(len(v), thing.t2_ms[m])
+            signals = fisp_signals(jiang_train(21), t1, t2, b1=field[v, u], **pulses)
+            density[:, v, u] += thing.pd[m] * tissue[v, u] * signals.T
+        for t, coil, sample in [(0, 0, 0), (3, 2, 300), (12, 0, 50), (17, 2, 640), (20, 1, 799)]:
+            n = 21 * z + t
+            kx, ky = rows["traj"][n].reshape(-1, 2)[sample].astype(float)
+            sources = density[t] * coil_maps(3, matrix=matrix, fov_mm=240.0, height_mm=[-2.5, 2.5][z])[coil]
+            wave = np.exp(-2j * np.pi * ky * places)[:, None] * np.exp(-2j * np.pi * kx * places)[None, :]
+            # What is promised for a sample of the object, of which k-space is a sum.
+            expected = np.sum(sources * wave) / 4
+            assert abs(kspace[n, coil, sample] - expected) < 2e-5 * np.abs(kspace).max()
+    # The truth is the mean over the fine samples of a pixel.
+    truth = read_truth(tmp_path / "scan.h5")
+    blocks = field.reshape(matrix, 2, matrix, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(truth.b1, truth.mask * blocks, rtol=1e-6)
+
+
+def test_a_field_that_hardly_varies_is_a_uniform_one(tmp_path: Path) -> None:
+    # Two ways through the program.
+    for name, b1 in (("uniform", 0.0), ("nearly", 1e-8)):
+        simulate(tmp_path / name, **SMALL, noise=0.0, b1=b1)
+    uniform, nearly = kspace_of(tmp_path / "uniform"), kspace_of(tmp_path / "nearly")
+    np.testing.assert_allclose(nearly, uniform, atol=2e-5 * np.abs(uniform).max())
+
+
+def test_a_tissue_between_the_samples_is_left_out(tmp_path: Path) -> None:
+    # Fine samples of 188 mm, spheres of 15 mm.
+    args = SMALL | {"matrix": 16, "fov_mm": 6000.0, "readout_ms": 0.6, "slices": 1}
+    assert (nist_plate("t2", matrix=16, fov_mm=6000.0).fractions.max(axis=(0, 2, 3)) == 0).any()
+    simulate(tmp_path / "scan.h5", **args, b1=0.2)
+    assert np.isfinite(kspace_of(tmp_path / "scan.h5")).all()
+
+
 @pytest.mark.parametrize("matrix", [48, 49], ids=["even", "odd"])
 def test_the_image_lies_on_the_truth(tmp_path: Path, matrix: int) -> None:
     train = Train(np.full(16, 3.0), np.zeros(16), np.full(16, 9.0), np.full(16, 2.0), 1e5)
@@ -234,6 +299,44 @@ def test_truth(scan: Path) -> None:
     np.testing.assert_allclose(truth.parameters["flip_deg"], np.linspace(0, 61.5, 21))
 
 
+def test_truth_of_the_field(tmp_path: Path, plain: Path) -> None:
+    uniform = read_truth(plain)
+    assert str(uniform.b1.dtype) == "float32"
+    np.testing.assert_array_equal(uniform.b1, uniform.mask)
+    assert (uniform.parameters["b1"], uniform.parameters["inversion_efficiency"]) == (0, 1)
+    assert uniform.parameters["slice_profile"].shape == (0,)
+
+    simulate(tmp_path / "scan.h5", **SMALL, b1=0.2, inversion_efficiency=0.95, slice_profile=(0.5, 1))
+    truth = read_truth(tmp_path / "scan.h5")
+    assert truth.b1.shape == (2, 48, 48)
+    np.testing.assert_array_equal(truth.b1 > 0, truth.mask)
+    # Pixels of the edge lie partly outside.
+    assert truth.b1[truth.mask].min() == pytest.approx(0.8, abs=0.02)
+    assert truth.b1[truth.mask].max() == pytest.approx(1.2, abs=0.005)
+    np.testing.assert_array_equal(truth.t1_ms, uniform.t1_ms)
+    assert (truth.parameters["b1"], truth.parameters["inversion_efficiency"]) == (0.2, 0.95)
+    np.testing.assert_array_equal(truth.parameters["slice_profile"], [0.5, 1])
+    # The reconstruction is told the nominal train.
+    with h5py.File(plain, "r") as a, h5py.File(tmp_path / "scan.h5", "r") as b:
+        assert a["dataset/xml"][0] == b["dataset/xml"][0]
+        np.testing.assert_array_equal(a["dataset/data"]["head"], b["dataset/data"]["head"])
+
+
+def test_truth_of_older_files_is_of_a_uniform_field(tmp_path: Path) -> None:
+    simulate(tmp_path / "scan.h5", **SMALL, b1=0.2, inversion_efficiency=0.95, slice_profile=(0.5, 1))
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        group = file["truth"]
+        for name in ("b1", "slice_profile"):
+            del group[name]
+        for name in ("b1", "inversion_efficiency"):
+            del group.attrs[name]
+    truth = read_truth(tmp_path / "scan.h5")
+    assert str(truth.b1.dtype) == "float32"
+    np.testing.assert_array_equal(truth.b1, truth.mask)
+    assert (truth.parameters["b1"], truth.parameters["inversion_efficiency"]) == (0, 1)
+    assert truth.parameters["slice_profile"].shape == (0,)
+
+
 def test_truth_of_another_file_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.create_group("dataset")
@@ -270,6 +373,9 @@ def test_seeds(tmp_path: Path, plain: Path) -> None:
         ("readout_ms", 2.1),
         ("noise", 0.1),
         ("train", jiang_train(21, tr_ms=11.0)),
+        ("b1", 0.1),
+        ("inversion_efficiency", 0.9),
+        ("slice_profile", (0.5, 1.0)),
     ],
 )
 def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: Any) -> None:
@@ -297,6 +403,13 @@ def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: 
         ({"fov_mm": -1.0}, "fov_mm is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"readout_ms": 8.0}, "do not fit into TR 9 ms"),
+        ({"b1": -0.1}, "b1 is -0.1: expected at least 0 and less than 1"),
+        ({"b1": 1.0}, "b1 is 1.0"),
+        ({"b1": float("nan")}, "b1 is nan"),
+        ({"inversion_efficiency": -0.5}, "inversion_efficiency is -0.5: expected 0 to 1"),
+        ({"inversion_efficiency": 1.5, "b1": 0.1}, "inversion_efficiency is 1.5"),
+        ({"slice_profile": (0.0,)}, "slice_profile is .*not all of them 0"),
+        ({"slice_profile": (1.0, float("nan"))}, "slice_profile is .* expected finite"),
         ({"train": jiang_train(20)}, "20 pulses, timepoints is 21"),
     ],
     ids=str,
@@ -331,7 +444,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch
 def test_long_trains_fit_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # HDF5 refuses attributes above 64 KiB; 9000 angles are 72 kB. Their signals would take a while.
     monkeypatch.setattr(
-        whorl.simulation.scan, "fisp_signals", lambda train, t1, _: np.ones((len(t1), len(train)))
+        whorl.simulation.scan, "fisp_signals", lambda train, t1, *_, **__: np.ones((len(t1), len(train)))
     )
     args = SMALL | {"matrix": 16, "interleaves": 4, "coils": 1, "slices": 1, "readout_ms": 0.6}
     n = 9000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from whorl.simulation.signals import Train, fisp_signals, jiang_train
+from whorl.simulation.signals import Train, expand_signals, fisp_signals, jiang_train
 
 
 def train_of(flip_deg: Any, *, tr_ms: float = 9.0, te_ms: float = 2.0, ti_ms: float = 20.0) -> Train:
@@ -16,11 +16,26 @@ def train_of(flip_deg: Any, *, tr_ms: float = 9.0, te_ms: float = 2.0, ti_ms: fl
     return Train(flip, np.zeros_like(flip), np.full_like(flip, tr_ms), np.full_like(flip, te_ms), ti_ms)
 
 
-def bloch(train: Train, t1_ms: float, t2_ms: float) -> NDArray[np.complex128]:
+def scaled(train: Train, factor: float) -> Train:
+    return Train(train.flip_deg * factor, train.phase_deg, train.tr_ms, train.te_ms, train.ti_ms)
+
+
+def random_train(n: int, seed: int) -> Train:
+    rng = np.random.default_rng(seed)
+    return Train(
+        flip_deg=rng.uniform(0, 170, n),
+        phase_deg=rng.uniform(-180, 360, n),
+        tr_ms=rng.uniform(5, 30, n),
+        te_ms=rng.uniform(0, 5, n),
+        ti_ms=13.0,
+    )
+
+
+def bloch(train: Train, t1_ms: float, t2_ms: float, efficiency: float = 1.0) -> NDArray[np.complex128]:
     """Mean of isochromats that turn by whole cycles across the voxel in each TR, by 3×3 rotations."""
     n = len(train) + 3  # more than the highest order: no order is mistaken for order 0
     m = np.zeros((3, n))
-    m[2] = 1 - 2 * np.exp(-train.ti_ms / t1_ms)
+    m[2] = 1 + (-efficiency - 1) * np.exp(-train.ti_ms / t1_ms)
     spin = 2 * np.pi * np.arange(n) / n
     signal = np.empty(len(train), dtype=complex)
     for t in range(len(train)):
@@ -36,19 +51,84 @@ def bloch(train: Train, t1_ms: float, t2_ms: float) -> NDArray[np.complex128]:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 40, 61])
 def test_equals_isochromats(n: int) -> None:
-    rng = np.random.default_rng(n)
-    train = Train(
-        flip_deg=rng.uniform(0, 170, n),
-        phase_deg=rng.uniform(-180, 360, n),
-        tr_ms=rng.uniform(5, 30, n),
-        te_ms=rng.uniform(0, 5, n),
-        ti_ms=13.0,
-    )
+    train = random_train(n, seed=n)
     t1, t2 = [900.0, 60.0, 4000.0], [80.0, 50.0, 2500.0]
     signals = fisp_signals(train, t1, t2)
     assert signals.shape == (3, n)
     for tissue in range(3):
         np.testing.assert_allclose(signals[tissue], bloch(train, t1[tissue], t2[tissue]), atol=1e-12)
+
+
+def test_equals_isochromats_in_any_field_after_any_inversion_across_the_slice() -> None:
+    train = random_train(30, seed=3)
+    t1, t2, b1 = [900.0, 60.0, 4000.0], [80.0, 50.0, 2500.0], [0.7, 1.25, 0.0]
+    profile = (0.3, 1.1, 1.0, 0.3)
+    signals = fisp_signals(train, t1, t2, b1=b1, inversion_efficiency=0.9, slice_profile=profile)
+    for m in range(3):
+        positions = [bloch(scaled(train, b1[m] * factor), t1[m], t2[m], 0.9) for factor in profile]
+        np.testing.assert_allclose(signals[m], np.mean(positions, axis=0), atol=1e-12)
+
+
+def test_an_ideal_slice_in_a_nominal_field_is_the_default() -> None:
+    train, t1, t2 = random_train(40, seed=4), [900.0, 60.0], [80.0, 50.0]
+    default = fisp_signals(train, t1, t2)
+    np.testing.assert_array_equal(fisp_signals(train, t1, t2, slice_profile=(1.0,)), default)
+    np.testing.assert_array_equal(fisp_signals(train, t1, t2, inversion_efficiency=1.0), default)
+    np.testing.assert_allclose(fisp_signals(train, t1, t2, b1=[1.0, 1.0]), default, atol=1e-14)
+    # Half of the slice sees no pulse.
+    np.testing.assert_allclose(fisp_signals(train, t1, t2, slice_profile=(1.0, 0.0)), default / 2, atol=1e-14)
+
+
+def test_efficiency_is_what_the_inversion_leaves() -> None:
+    flip, age = np.deg2rad(1e-3), 20 + 9 * np.arange(200)
+    for efficiency in (0.0, 0.6, 0.95):
+        # The inversion depends neither on the field nor on the position: both only scale tiny pulses.
+        signal = fisp_signals(
+            train_of(np.full(200, 1e-3)),
+            [700.0],
+            [90.0],
+            b1=[0.5],
+            inversion_efficiency=efficiency,
+            slice_profile=(1.0, 0.2),
+        )[0]
+        recovered = 1 - (1 + efficiency) * np.exp(-age / 700)
+        np.testing.assert_allclose(signal, -1j * flip * 0.5 * 0.6 * recovered * np.exp(-2 / 90), atol=2e-11)
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "high"),
+    [(60, (0.8, 0.85, 1.0), (1.2, 0.95, 1.0)), (3, (0.2, 1.0, 0.5), (1.8, 1.1, 1.5))],
+    ids=["long", "short"],
+)
+def test_expansion_equals_the_signal_at_each_field(n: int, low: Any, high: Any) -> None:
+    train, t1, t2 = random_train(n, seed=5), [2900.0, 300.0, 800.0], [2000.0, 40.0, 60.0]
+    slice_of: dict[str, Any] = {"inversion_efficiency": 0.8, "slice_profile": (0.4, 1.0)}
+    expansion = expand_signals(train, t1, t2, low, high, **slice_of)
+    assert len(expansion.components) <= n
+    largest = np.abs(fisp_signals(train, t1, t2, **slice_of)).max()
+    for m in range(3):
+        b1 = np.array([low[m], high[m], *np.random.default_rng(m).uniform(low[m], high[m], 50)])
+        expected = fisp_signals(train, np.full(52, t1[m]), np.full(52, t2[m]), b1=b1, **slice_of)
+        both = [
+            expansion.weights(m, b1, some) @ expansion.components[some] for some in (slice(2), slice(2, None))
+        ]
+        # What is promised.
+        np.testing.assert_allclose(both[0] + both[1], expected, atol=2e-5 * largest)
+
+
+def test_expansion_of_a_whole_fingerprint_is_short() -> None:
+    train, t1, t2 = jiang_train(200), 2900.0, 2000.0
+    expansion = expand_signals(train, [t1], [t2], [0.8], [1.2])
+    b1 = np.linspace(0.8, 1.2, 101)
+    expected = fisp_signals(train, np.full(101, t1), np.full(101, t2), b1=b1)
+    error = expansion.weights(0, b1, slice(None)) @ expansion.components - expected
+    assert np.abs(error).max() < 2e-5 * np.abs(expected).max()
+    # 200 pulses of 20° on average turn by 70 rad, ±14 in this field: 2 * 14 and as many for the edges.
+    assert len(expansion.components) < 56
+
+
+def test_no_pulses_no_components() -> None:
+    assert len(expand_signals(train_of(np.zeros(5)), [900.0], [80.0], [0.8], [1.2]).components) == 0
 
 
 def test_tiny_pulses_watch_the_inversion_recovery() -> None:
@@ -108,6 +188,22 @@ def test_jiang_train() -> None:
         ),
         (lambda: fisp_signals(train_of([1.0]), [1.0, 2.0], [1.0]), "same length"),
         (lambda: fisp_signals(train_of([1.0]), [0.0], [1.0]), "positive"),
+        (
+            lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], b1=[1.0, 1.0]),
+            r"b1 has shape \(2,\): expected \(1,\)",
+        ),
+        (lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], b1=[-0.1]), "b1 .* -0.1: expected at least 0"),
+        (lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], b1=[np.nan]), "b1 .* nan"),
+        (
+            lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], inversion_efficiency=1.1),
+            "inversion_efficiency is 1.1: expected 0 to 1",
+        ),
+        (
+            lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], inversion_efficiency=np.nan),
+            "efficiency is nan",
+        ),
+        (lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], slice_profile=(0.0, 0.0)), "not all of them 0"),
+        (lambda: fisp_signals(train_of([1.0]), [9.0], [1.0], slice_profile=(1.0, np.inf)), "finite factors"),
     ],
 )
 def test_bad_values_are_named(make: Any, message: str) -> None:

@@ -292,6 +292,28 @@ def coil_maps(
     return maps
 
 
+def transmit_field(peak: float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Smooth transmit field on the fine grid `(V, U)`, relative to the nominal one.
+
+    A paraboloid: bright near the centre, as the body is at 3 T, but off it and elongated, so that no
+    flip or rotation of the image leaves it as it is. All slices have the same.
+
+    Parameters
+    ----------
+    peak
+        The field runs from ``1 - peak`` to ``1 + peak`` inside; 0 is exactly uniform.
+    inside
+        `(V, U)`, where the object is. Outside the field may be far from 1 and is of no use.
+    """
+    v, u = inside.shape
+    x = fine_positions(u // FINE)[None, :] / (u // FINE) + 0.09
+    y = fine_positions(v // FINE)[:, None] / (v // FINE) - 0.05
+    bowl = x**2 + 0.7 * y**2
+    low, high = bowl[inside].min(), bowl[inside].max()
+    # An object may be as small as one sample.
+    return np.asarray(1 + peak * (1 - 2 * (bowl - low) / max(high - low, 1e-12)))
+
+
 def _disc(x: NDArray[np.float64], y: NDArray[np.float64], radius: float, width: float) -> NDArray[np.float32]:
     """Share of each fine sample that lies in a disc; the edge is taken as straight over a sample."""
     distance = np.hypot(x[None, :], y[:, None])

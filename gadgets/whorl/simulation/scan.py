@@ -1,10 +1,12 @@
 """A scan that could have been measured: an MRD file with the truth beside the data.
 
 The object is given on its own fine grid and transformed to the samples of the spiral at once, tissue by
-tissue; each timepoint is then a sum of the tissues' k-space with their signals as weights. Nothing here
-is shared with the reconstruction.
+tissue; each timepoint is then a sum of the tissues' k-space with their signals as weights. Where the
+transmit field is not uniform, components of the signals take the place of the tissues. Nothing here is
+shared with the reconstruction.
 
-Letters: Z slices, T timepoints, M tissues, C coils, I interleaves, S samples, Y X pixels.
+Letters: Z slices, T timepoints, M tissues, R components, C coils, I interleaves, S samples, Y X pixels,
+V U samples of the fine grid.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,9 @@ from whorl.simulation.phantoms import (
     fine_positions,
     nist_plate,
     slice_heights_mm,
+    transmit_field,
 )
-from whorl.simulation.signals import Train, fisp_signals, jiang_train
+from whorl.simulation.signals import Expansion, Train, expand_signals, fisp_signals, jiang_train
 from whorl.simulation.spiral import GAMMA_HZ_PER_T, design_spiral
 
 _FIRST_IN_SLICE = 1 << (7 - 1)  # the reconstruction has no use for this flag, other programs have
@@ -46,7 +49,9 @@ _PAUSE_MS = 10_000.0
 _NUFFT_EPS = 1e-8
 _SMALL = 100_000
 # Parameters that are arrays: datasets in the file, because HDF5 limits attributes to 64 KiB.
-_ARRAYS = ("noise_covariance", "flip_deg", "phase_deg", "tr_ms", "te_ms")
+_ARRAYS = ("noise_covariance", "flip_deg", "phase_deg", "tr_ms", "te_ms", "slice_profile")
+# Components that are transformed at once: 16 of 8 coils and 96 interleaves take 0.2 GB.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Truth:
     t1_ms, t2_ms, m0
         `(Z, Y, X)` float32, of the tissue with the largest share of a pixel; 0 outside. `m0` is the
         proton density.
+    b1
+        `(Z, Y, X)` float32, transmit field relative to the nominal one; 0 outside.
     labels
         `(Z, Y, X)` int16, number of the region of interest from 1 on, away from its edges; 0 elsewhere.
     mask
@@ -72,6 +79,7 @@ class Truth:
     t1_ms: NDArray[np.float32]
     t2_ms: NDArray[np.float32]
     m0: NDArray[np.float32]
+    b1: NDArray[np.float32]
     labels: NDArray[np.int16]
     mask: NDArray[np.bool_]
     roi_names: tuple[str, ...]
@@ -119,12 +127,18 @@ def simulate(
     plate: str = "t2",
     readout_ms: float = 2.21,
     train: Train | None = None,
+    b1: float = 0.0,
+    inversion_efficiency: float = 1.0,
+    slice_profile: Sequence[float] = (),
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Simulate a spiral MRF scan and write it as an MRD file with its truth.
 
-    Left out, and so not tested by it: B0, B1, motion, gradient delays, decay during the readout, slice
-    profile. The file is written beside its place and moved there when it is complete.
+    Left out, and so not tested by it: B0, motion, gradient delays, decay during the readout. The file is
+    written beside its place and moved there when it is complete.
+
+    Where the transmit field is not uniform, each fine sample has the signal of its own field, but for an
+    error of at most 2e-5 of the largest signal (see `expand_signals`).
 
     Parameters
     ----------
@@ -155,6 +169,11 @@ def simulate(
         Length of the readout.
     train
         Pulses and times; a train of `jiang_train` if None.
+    b1
+        Largest deviation of the transmit field from the nominal one: within the object it runs from
+        ``1 - b1`` to ``1 + b1``, see `transmit_field`. The header keeps the nominal flip angles.
+    inversion_efficiency, slice_profile
+        See `fisp_signals`.
     progress
         Receives one line for each step.
 
@@ -185,6 +204,8 @@ def simulate(
         raise ValueError(f"noise is {noise}: expected at least 0")
     if not (fov_mm > 0 and math.isfinite(fov_mm)):
         raise ValueError(f"fov_mm is {fov_mm}: expected a positive number")
+    if not 0 <= b1 < 1:
+        raise ValueError(f"b1 is {b1}: expected at least 0 and less than 1")
     if train is None:
         train = jiang_train(timepoints)
     elif len(train) != timepoints:
@@ -210,13 +231,29 @@ def simulate(
     n_samples = trajectory.shape[1]
 
     say(f"signals: {len(thing.names)} tissues, {timepoints} timepoints")
-    weights = thing.pd[:, None] * fisp_signals(train, thing.t1_ms, thing.t2_ms)  # (M, T)
+    pulses: dict[str, Any] = {"inversion_efficiency": inversion_efficiency, "slice_profile": slice_profile}
+    present = thing.fractions.max(axis=0) > 0  # (M, V, U)
+    field = transmit_field(b1, present.any(axis=0))
+    weights, expansion = np.empty(0, dtype=np.complex128), None
+    if b1 == 0:
+        weights = thing.pd[:, None] * fisp_signals(train, thing.t1_ms, thing.t2_ms, **pulses)  # (M, T)
+    else:
+        # Pixels may be so large that a tissue falls between them.
+        ranges = [np.quantile(field[tissue], [0, 1]) if tissue.any() else (1, 1) for tissue in present]
+        expansion = expand_signals(train, thing.t1_ms, thing.t2_ms, *np.transpose(ranges), **pulses)
+        say(f"transmit field of 1 ± {b1:g}: {len(expansion.components)} components")
 
-    kspace = np.empty((slices, timepoints, coils, n_samples), dtype=np.complex64)  # (Z, T, C, S)
+    kspace = np.zeros((slices, timepoints, coils, n_samples), dtype=np.complex64)  # (Z, T, C, S)
     for z, height in enumerate(slice_heights_mm(slices)):
         say(f"slice {z + 1} of {slices}: k-space of {coils} coils")
         maps = coil_maps(coils, matrix=matrix, fov_mm=fov_mm, height_mm=height)
-        kspace[z] = _acquire(thing.fractions[z], maps, weights, trajectory, arms)
+        if expansion is None:
+            kspace[z] = _acquire(thing.fractions[z], maps, weights, trajectory, arms)
+            continue
+        for first in range(0, len(expansion.components), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            images = _component_images(thing, z, field, expansion, some)
+            kspace[z] += _acquire(images, maps, expansion.components[some], trajectory, arms)
 
     rng = np.random.default_rng(seed)
     covariance = _noise_covariance(coils, rng)
@@ -248,6 +285,9 @@ def simulate(
         "tr_ms": train.tr_ms,
         "te_ms": train.te_ms,
         "ti_ms": train.ti_ms,
+        "b1": b1,
+        "inversion_efficiency": inversion_efficiency,
+        "slice_profile": np.asarray(slice_profile, dtype=np.float64),
     }
     header = _header(parameters, dwell_us=spiral.dwell_us)
     rows = _rows(prescan, kspace, trajectory.astype(np.float32), arms, train, spiral.dwell_us)
@@ -259,7 +299,7 @@ def simulate(
             group.create_dataset("xml", data=[header], dtype=h5py.special_dtype(vlen=bytes))
             # Chunked as the C++ client makes it, so that readouts can be appended.
             group.create_dataset("data", data=rows, maxshape=(None,), chunks=(1024,))
-            _write_truth(file.create_group("truth"), thing, parameters)
+            _write_truth(file.create_group("truth"), thing, field, parameters)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -279,21 +319,27 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         if "truth" not in file:
             raise ValueError(f"{path} has no group truth: expected a file written by whorl simulate")
         group = file["truth"]
+        mask = group["mask"][()].astype(bool)
         return Truth(
             t1_ms=group["t1_ms"][()],
             t2_ms=group["t2_ms"][()],
             m0=group["m0"][()],
+            # Files of older versions have a uniform field and do not say so.
+            b1=group["b1"][()] if "b1" in group else mask.astype(np.float32),
             labels=group["labels"][()],
-            mask=group["mask"][()].astype(bool),
+            mask=mask,
             roi_names=tuple(group["roi_names"].asstr()[()]),
             roi_t1_ms=group["roi_t1_ms"][()],
             roi_t2_ms=group["roi_t2_ms"][()],
             parameters={
+                "b1": 0.0,
+                "inversion_efficiency": 1.0,
+                "slice_profile": np.empty(0),
                 **{
                     name: value.item() if isinstance(value, np.generic) else value
                     for name, value in group.attrs.items()
                 },
-                **{name: group[name][()] for name in _ARRAYS},
+                **{name: group[name][()] for name in _ARRAYS if name in group},
             },
         )
 
@@ -302,43 +348,57 @@ def _silent(_: str) -> None:
     pass
 
 
+def _component_images(
+    thing: Phantom, z: int, field: NDArray[np.float64], expansion: Expansion, some: slice
+) -> NDArray[np.complex128]:
+    """What each of some components weighs in each fine sample of a slice, `(R, V, U)`."""
+    images = np.zeros((len(expansion.components[some]), *field.shape), dtype=np.complex128)
+    for m, tissue in enumerate(thing.fractions[z]):
+        v, u = np.nonzero(tissue)
+        amount = thing.pd[m] * tissue[v, u]
+        images[:, v, u] += (amount[:, None] * expansion.weights(m, field[v, u], some)).T
+    return images
+
+
 def _acquire(
-    fractions: NDArray[np.float32],
+    images: NDArray[np.float32] | NDArray[np.complex128],
     maps: NDArray[np.complex128],
     weights: NDArray[np.complex128],
     trajectory: NDArray[np.float64],
     arms: NDArray[np.int64],
 ) -> NDArray[np.complex64]:
-    """Noiseless readouts `(T, C, S)` of one slice."""
+    """Noiseless readouts `(T, C, S)` of images `(M, V, U)` whose weights are `(M, T)`."""
     n_samples = trajectory.shape[1]
-    n_coils, n_tissues = len(maps), len(fractions)
+    n_coils, n_images = len(maps), len(images)
     used = np.unique(arms)
     points = trajectory[used].reshape(-1, 2)
-    spectra = np.zeros((len(used), n_tissues, n_coils * n_samples), dtype=np.complex128)
-    for m, tissue in enumerate(fractions):
-        if tissue.any():
-            part = _spectrum(tissue, maps, points).reshape(n_coils, len(used), n_samples)
-            spectra[:, m] = part.swapaxes(0, 1).reshape(len(used), -1)
+    spectra = np.zeros((len(used), n_images, n_coils, n_samples), dtype=np.complex128)
+    for m, image in enumerate(images):
+        if image.any():
+            part = _spectrum(image, maps, points).reshape(n_coils, len(used), n_samples)
+            spectra[:, m] = part.swapaxes(0, 1)
     kspace = np.empty((len(arms), n_coils, n_samples), dtype=np.complex64)
     for i, arm in enumerate(used):
         t = np.flatnonzero(arms == arm)
-        kspace[t] = (weights[:, t].T @ spectra[i]).reshape(len(t), n_coils, n_samples)
+        kspace[t] = (weights[:, t].T @ spectra[i].reshape(n_images, -1)).reshape(len(t), n_coils, n_samples)
     return kspace
 
 
 def _spectrum(
-    tissue: NDArray[np.float32], maps: NDArray[np.complex128], points: NDArray[np.float64]
+    image: NDArray[np.float32] | NDArray[np.complex128],
+    maps: NDArray[np.complex128],
+    points: NDArray[np.float64],
 ) -> NDArray[np.complex128]:
-    """k-space `(C, P)` of one tissue `(V, U)` seen by the coils `(C, V, U)` at `points` `(P, 2)`.
+    """k-space `(C, P)` of one image `(V, U)` seen by the coils `(C, V, U)` at `points` `(P, 2)`.
 
     ``y(k) = Σ ρ(r) exp(-i 2π k·r) / FINE²``, r in pixels: each fine sample is a point source with the
     share of a pixel that it covers.
     """
-    at_y, at_x = fine_positions(tissue.shape[0] // FINE), fine_positions(tissue.shape[1] // FINE)
-    v, u = np.nonzero(tissue)
-    # Only the box around the tissue is transformed: a sphere is a thousandth of the field of view.
+    at_y, at_x = fine_positions(image.shape[0] // FINE), fine_positions(image.shape[1] // FINE)
+    v, u = np.nonzero(image)
+    # Only the box around the object is transformed: a sphere is a thousandth of the field of view.
     rows, columns = slice(v.min(), v.max() + 1), slice(u.min(), u.max() + 1)
-    sources = tissue[rows, columns] * maps[:, rows, columns]
+    sources = image[rows, columns] * maps[:, rows, columns]
     n_v, n_u = sources.shape[1:]
     values = finufft.nufft2d2(
         2 * np.pi / FINE * points[:, 1],
@@ -489,12 +549,15 @@ def _rows(
     return rows
 
 
-def _write_truth(group: Any, thing: Phantom, parameters: dict[str, Any]) -> None:
+def _write_truth(group: Any, thing: Phantom, field: NDArray[np.float64], parameters: dict[str, Any]) -> None:
     share = thing.on_pixels()  # (Z, M, Y, X)
     mask = share.sum(axis=1) > 0.5
     dominant = share.argmax(axis=1)
     for name, values in (("t1_ms", thing.t1_ms), ("t2_ms", thing.t2_ms), ("m0", thing.pd)):
         group.create_dataset(name, data=np.where(mask, values[dominant], 0).astype(np.float32))
+    y, x = mask.shape[1:]
+    b1 = field.reshape(y, FINE, x, FINE).mean(axis=(1, 3))  # (Y, X)
+    group.create_dataset("b1", data=np.where(mask, b1, 0).astype(np.float32))
     group.create_dataset("labels", data=thing.labels(share))
     group.create_dataset("mask", data=mask)
     regions = list(thing.regions)
