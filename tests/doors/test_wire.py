@@ -265,7 +265,7 @@ def test_a_peer_that_drips_is_left_when_the_time_is_over() -> None:
         done = threading.Event()
 
         def drip() -> None:
-            left.sendall(struct.pack("<HI", 3, 1000))
+            left.sendall(struct.pack("<HI", 3, 100_000))  # 20 s of drops
             while not done.wait(0.0002):
                 left.sendall(b"x")
 
