@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -199,3 +200,93 @@ def test_a_scan_is_not_overwritten_by_its_maps(tiny_scan: Path) -> None:
     assert result.exit_code == 2
     assert "is the scan itself" in result.output
     assert tiny_scan.read_bytes() == before
+
+
+# --- whorl dictionary ------------------------------------------------------------------------------------
+
+
+def test_dictionary_from_scan_to_clear(tiny_scan: Path, tmp_path: Path) -> None:
+    cache = ("-p", f"cache_dir={tmp_path / 'cache'}")
+    small = ("-p", "dictionary_step=0.2", *cache)
+    built = whorl("dictionary", "build", tiny_scan, *small)
+    assert built.exit_code == 0
+    assert re.fullmatch(r"\d+ atoms, \d+ coefficients, ready after \d+\.\d s\n", built.output)
+    (kept,) = (tmp_path / "cache").iterdir()
+    shown = whorl("dictionary", "show", tiny_scan, *small).output
+    assert "120 timepoints from header lists; inversion: 20 ms, efficiency 1" in shown
+    assert f"{built.output.split()[0]}: " in shown
+    assert "T1 from 20 to 5000 ms" in shown
+    assert re.search(r"states +\d+ for T2 = 4 ms, \d+ for T2 = 80 ms, 60 for T2 = 3000 ms", shown)
+    energies = [float(value) for value in re.findall(r"together ([\d.]+)%", shown)]
+    assert energies == sorted(energies)
+    assert len(energies) == int(built.output.split()[2])
+    assert 99.99 <= energies[-1] <= 100
+    assert str(kept) in shown
+    listed = whorl("dictionary", "show", *cache).output
+    assert kept.name in listed
+    assert "120 timepoints from header lists" in listed
+    cleared = whorl("dictionary", "clear", *cache)
+    assert cleared.output.startswith("1 dictionaries removed from")
+    assert not kept.exists()
+    assert whorl("dictionary", "show", *cache).output == f"no dictionaries in {tmp_path / 'cache'}\n"
+
+
+def test_dictionary_of_a_train_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("flip_deg,tr_ms,te_ms\n" + "".join(f"{10 + t % 40},10,2\n" for t in range(90)))
+    train = ("-p", f"sequence={path}", "-p", "dictionary_step=0.2", "-p", "cache_mb=0")
+    shown = whorl("dictionary", "show", *train)
+    assert "90 timepoints" in shown.output
+    assert "inversion: none" in shown.output
+    assert "cache         off" in shown.output
+    assert "inversion: 15 ms" in whorl("dictionary", "show", *train, "-p", "inversion_time_ms=15").output
+    picture = tmp_path / "dictionary.png"
+    assert whorl("dictionary", "plot", *train, "-o", picture).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    refused = whorl("dictionary", "plot", *train, "-o", tmp_path / "dictionary.xyz")
+    assert refused.exit_code == 2
+    assert "not supported" in refused.output
+
+
+def test_dictionary_reads_the_train_of_the_readouts(scan: Scan, tmp_path: Path) -> None:
+    path = scan.no_header_train().write(tmp_path / "scan.h5")
+    shown = whorl("dictionary", "show", path, "-p", "dictionary_step=0.2", "-p", "cache_mb=0")
+    assert "120 timepoints from user_int of the readouts" in shown.output
+
+
+def test_dictionary_refuses(tmp_path: Path, tiny_scan: Path) -> None:
+    nothing = whorl("dictionary", "build")
+    assert nothing.exit_code == 2
+    assert "give a SCAN, or -p sequence=train.csv" in " ".join(nothing.output.split())
+    assert whorl("dictionary", "clear", "-p", "cache_mb=0").exit_code == 2
+    assert whorl("dictionary", "show", "-p", "cache_mb=0").exit_code == 2
+    absent = whorl("dictionary", "build", "-p", f"sequence={tmp_path / 'absent.csv'}")
+    assert absent.exit_code == 1
+    assert "cannot be read" in absent.output
+    t1_below_t2 = whorl("dictionary", "build", tiny_scan, "-p", "t2_min_ms=900", "-p", "t1_max_ms=800")
+    assert t1_below_t2.exit_code == 2
+    bad = tmp_path / "bad.csv"
+    for row, says in (
+        ("nan,9,2", "expected a number"),
+        ("0,9,2", "all flip angles"),
+        ("30,9,12", "TE 12 ms and TR 9 ms"),
+    ):
+        bad.write_text("flip_deg,tr_ms,te_ms\n" + f"{row}\n" * 30)
+        refused = whorl("dictionary", "build", "-p", f"sequence={bad}")
+        assert refused.exit_code == 1
+        assert says in refused.output
+    negative = whorl("dictionary", "build", tiny_scan, "-p", "inversion_time_ms=-20")
+    assert negative.exit_code == 2
+    assert "expected at least -1" in negative.output
+
+
+def test_a_cache_that_is_damaged_is_said_and_mended(tiny_scan: Path, tmp_path: Path) -> None:
+    cache = ("-p", f"cache_dir={tmp_path / 'cache'}", "-p", "dictionary_step=0.21")
+    assert started("dictionary", "build", tiny_scan, *cache).returncode == 0
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:5000])
+    assert "cannot be read" in whorl("dictionary", "show", *cache[:2]).output
+    mended = started("dictionary", "build", tiny_scan, *cache)
+    assert mended.returncode == 0
+    assert "It is built anew" in mended.stderr
+    assert "built anew" not in started("dictionary", "build", tiny_scan, *cache).stderr

@@ -179,3 +179,45 @@ def test_all_are_described() -> None:
     lines = describe().splitlines()
     assert [line.split(" = ")[0] for line in lines] == [f.name for f in fields(Settings)]
     assert all(len(line.split("  ", 1)[1]) > 10 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"slice_profile": "gauss"}, '"slice_profile" is "gauss": expected none, sinc, or up to 256'),
+        ({"slice_profile": "0 0"}, "expected none, sinc"),
+        ({"slice_profile": "1 nan"}, "expected none, sinc"),
+        ({"slice_profile": ""}, "expected none, sinc"),
+        ({"slice_profile": "sinc", "rf_shape": "pulse.txt"}, "expected one of them"),
+        ({"diffusion_um2_per_ms": 2}, "expected both or neither"),
+        ({"spoiler_cycles_per_mm": 2}, "expected both or neither"),
+        ({"b1_min": 1.2, "b1_max": 0.8}, "expected min < max"),
+        ({"b1_map": "b1.npy", "b1": "match"}, "expected one of them"),
+        ({"inversion_efficiency": 1.2}, "expected 0 to 1"),
+        ({"refine": "maybe"}, "expected one of on, off"),
+        ({"cache_mb": -1}, "expected at least 0"),
+    ],
+)
+def test_signal_models_that_cannot_be(properties: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Settings.from_properties(properties)
+
+
+@pytest.mark.parametrize(
+    ("text", "factors"),
+    [("none", ()), (" SINC ", ()), ("1 0.97 0.5", (1, 0.97, 0.5)), ("1, .5,-0.1", (1, 0.5, -0.1))],
+)
+def test_a_slice_profile_may_be_a_list(text: str, factors: tuple[float, ...]) -> None:
+    assert Settings.from_properties({"slice_profile": text}).flip_factors() == factors
+
+
+def test_the_digest_knows_what_changes_maps() -> None:
+    plain = Settings.from_properties({}).digest()
+    assert Settings.from_properties({"cache_dir": "/elsewhere", "cache_mb": 7}).digest() == plain
+    assert Settings.from_properties({"refine": "off"}).digest() != plain
+
+
+@pytest.mark.parametrize("name", ["sequence", "rf_shape", "b1_map", "cache_dir"])
+def test_no_file_is_taken_from_the_network(name: str) -> None:
+    with pytest.raises(SettingsError, match="names a file, which is not taken from the network"):
+        Settings.from_properties({name: "/etc/passwd"}, paths=False)

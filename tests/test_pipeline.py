@@ -3,6 +3,8 @@ are used."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ismrmrd
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import whorl.dictionaries
 import whorl.pipeline
 import whorl.reconstruction
 from scan_edit import QUANTITIES, Result, Scan, assert_close
@@ -62,11 +65,11 @@ def test_a_slice_that_raises_does_not_cost_the_other(
 ) -> None:
     real, calls = whorl.reconstruction.match, []
 
-    def fail_once(*arguments: Any) -> Any:
+    def fail_once(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 1:
             raise ZeroDivisionError
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(whorl.reconstruction, "match", fail_once)
     result = scan.two_slices().run()
@@ -92,7 +95,7 @@ def test_a_dictionary_that_cannot_be_built_is_said(scan: Scan, monkeypatch: pyte
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such physics")
 
-    monkeypatch.setattr(whorl.pipeline, "cached_dictionary", fail)
+    monkeypatch.setattr(whorl.pipeline, "get_dictionary", fail)
     try:
         # A range that no other test has, because dictionaries are kept.
         texts = scan.run(t1_max_ms=4321, n_coefficients=3).outcome.failures
@@ -140,10 +143,15 @@ def test_a_gpu_that_is_not_there(scan: Scan, monkeypatch: pytest.MonkeyPatch) ->
         ("n_coefficients", 2),
         ("virtual_coils", 1),
         ("inversion_time_ms", 300),
+        ("inversion_efficiency", 0.7),
+        ("slice_profile", "1 0.9 0.4"),
+        ("slice_profile", "sinc"),
+        ("refine", "off"),
+        ("b1", "match"),
     ],
 )
 def test_a_property_of_the_low_rank_maps_is_used(
-    scan: Scan, untouched: Result, name: str, value: float
+    scan: Scan, untouched: Result, name: str, value: float | str
 ) -> None:
     result = scan.run(**{name: value})
     assert result.outcome.exit_code == 0
@@ -152,6 +160,7 @@ def test_a_property_of_the_low_rank_maps_is_used(
         result.physical("T2"), untouched.physical("T2")
     )
     if name.startswith("t"):
+        assert isinstance(value, int)
         values = result.physical(name[:2].upper())
         values = values[values > 0]
         # Half a step of the integers.
@@ -199,3 +208,145 @@ def test_both_nuffts_agree(scan: Scan) -> None:
     one, other = (scan.copy().run(nufft=name) for name in ("finufft", "sigpy"))
     # SigPy's gridding is good to three digits.
     assert_close(one, other, share=0.95)
+
+
+# --- Signal model, transmit field, cache -----------------------------------------------------------------
+
+
+def t1_and_t2(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    return result.physical("T1"), result.physical("T2")
+
+
+def differs(one: Result, other: Result) -> bool:
+    return any(not np.array_equal(a, b) for a, b in zip(t1_and_t2(one), t1_and_t2(other), strict=True))
+
+
+def test_properties_that_belong_together_are_used(scan: Scan, untouched: Result, tmp_path: Path) -> None:
+    diffusion = scan.copy().run(diffusion_um2_per_ms=2.0, spoiler_cycles_per_mm=2.0)
+    assert differs(diffusion, untouched)
+    assert differs(diffusion, scan.copy().run(diffusion_um2_per_ms=2.0, spoiler_cycles_per_mm=1.0))
+    sinc = scan.copy().run(slice_profile="sinc", time_bandwidth=2.0)
+    assert differs(sinc, scan.copy().run(slice_profile="sinc", time_bandwidth=8.0))
+    pulse = tmp_path / "pulse.txt"
+    pulse.write_text("\n".join(["1"] * 64))
+    assert differs(scan.copy().run(rf_shape=str(pulse), time_bandwidth=2.0), sinc)
+
+
+def test_a_known_transmit_field_changes_the_maps_of_its_slice(
+    scan: Scan, untouched: Result, tmp_path: Path
+) -> None:
+    path = tmp_path / "b1.npy"
+    np.save(path, np.stack([np.ones((16, 16)), np.full((16, 16), 0.85)]))
+    result = scan.two_slices().run(b1_map=str(path), n_coefficients=8)
+    plain = scan.copy().run(n_coefficients=8)
+    assert result.outcome.exit_code == 0
+    inside = untouched.physical("T2") > 0
+    ratios = [np.median(result.physical("T2", n)[inside] / plain.physical("T2")[inside]) for n in (0, 1)]
+    # The basis is another one, for a range of B1; with B1 = 1 the maps hardly are.
+    assert ratios[0] == pytest.approx(1, abs=0.05)
+    assert abs(ratios[1] - 1) > 0.08
+    # The ends of the axis and its step are used.
+    other = scan.copy().run(b1_map=str(path), n_coefficients=8, b1_step=0.05)
+    assert differs(other, result)
+
+
+def test_a_transmit_field_with_gaps_is_said(scan: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "b1.npy"
+    values = np.full((2, 16, 16), 0.9)
+    values[0, :, 8:] = 0
+    values[0, 4, 4] = 1.6
+    values[1] = 0
+    np.save(path, values)
+    result = scan.two_slices().run(b1_map=str(path))
+    assert result.outcome.exit_code == 3
+    first, second = (result.of("T1", n).meta for n in (0, 1))
+    assert first["whorl_status"] == second["whorl_status"] == "degraded"
+    assert "B1 was not measured in" in first["whorl_notes"]
+    assert "B1 is beyond 0.9 to 1.3" in first["whorl_notes"]
+    assert "the B1 map has no values for this slice" in second["whorl_notes"]
+
+
+def test_a_uniform_transmit_field(scan: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "b1.npy"
+    np.save(path, np.full((16, 16), 1.2))
+    assert scan.copy().run(b1_map=str(path)).outcome.exit_code == 0
+    np.save(path, np.full((16, 16), 2.5))
+    result = scan.copy().run(b1_map=str(path))
+    assert result.outcome.exit_code == 3
+    assert "Set properties b1_min and b1_max" in result.said
+
+
+def test_a_matched_transmit_field_is_a_map_of_its_own(scan: Scan) -> None:
+    result = scan.run(b1="match", b1_min=0.9, b1_max=1.2, b1_step=0.1)
+    assert result.outcome.exit_code == 0
+    image = result.of("B1")
+    assert (image.image_series_index, image.meta["Units"]) == (5, "1")
+    values, inside = result.physical("B1"), result.physical("T1") > 0
+    assert ((values > 0) == inside).all()
+    assert values[inside].min() >= 0.9 - 5e-4
+    assert values[inside].max() <= 1.2 + 5e-4
+    assert len({i.image_index for i in result.images}) == len(result.images) == 5
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"b1_map": "{missing}"}, "the B1 map .* cannot be read"),
+        ({"rf_shape": "{missing}"}, "the RF shape .* cannot be read"),
+    ],
+)
+def test_files_that_are_not_there_stop_the_scan(
+    scan: Scan, tmp_path: Path, properties: dict[str, str], says: str
+) -> None:
+    filled = {name: value.format(missing=tmp_path / "missing") for name, value in properties.items()}
+    with pytest.raises(ScanError, match=says):
+        scan.run(**filled)
+
+
+def test_a_train_that_allows_no_profile_is_said(scan: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("flip_deg,tr_ms,te_ms\n" + "200,9,2\n" * 120)
+    with pytest.raises(ScanError, match="no dictionary can be made: a flip angle of the train is 200"):
+        scan.run(sequence=str(path), slice_profile="sinc")
+
+
+def test_a_cache_that_cannot_be_used_costs_nothing_but_a_warning(scan: Scan, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    # A range that no other test has: this process remembers dictionaries.
+    result = scan.run(t1_max_ms=5001, cache_dir=str(in_the_way))
+    assert result.outcome.exit_code == 0
+    assert result.of("T1").meta["whorl_status"] == "complete"
+    assert [level for level, text in result.texts if "goes on without the cache" in text] == ["WRN"]
+
+
+def test_a_dictionary_is_kept_where_it_is_told_to(scan: Scan, tmp_path: Path) -> None:
+    before = scan.copy().run(t1_max_ms=5002, cache_dir=str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    whorl.dictionaries._recent.clear()
+    used = kept.stat().st_mtime_ns
+    again = scan.copy().run(t1_max_ms=5002, cache_dir=str(tmp_path))
+    assert not differs(before, again)
+    assert kept.stat().st_mtime_ns > used
+    # Where it is kept changes no map.
+    elsewhere = scan.copy().run(t1_max_ms=5002)
+    assert before.of("T1").meta["whorl_settings"] == elsewhere.of("T1").meta["whorl_settings"]
+    off = tmp_path / "off"
+    scan.copy().run(t1_max_ms=5003, cache_dir=str(off), cache_mb=0)
+    assert not off.exists()
+
+
+def test_scans_at_the_same_time_build_one_dictionary(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    real = whorl.dictionaries.build_dictionary
+
+    def count(*arguments: Any) -> Any:
+        built.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(whorl.dictionaries, "build_dictionary", count)
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda s: s.run(t1_max_ms=5004), [scan.copy() for _ in range(3)]))
+    assert len(built) == 1
+    assert not differs(results[0], results[1])
+    assert not differs(results[0], results[2])

@@ -139,6 +139,13 @@ def _say(level: str, text: str) -> None:
     click.echo(f"{level} {text}", err=True)
 
 
+def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter(f'"{value}": expected numbers with commas between them') from error
+
+
 _SIMULATION = (
     click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned."),
     click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate."),
@@ -149,6 +156,15 @@ _SIMULATION = (
     click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample."),
     click.option("--matrix", default=256, help="Pixels along one side."),
     click.option("--seed", default=0, help="Of noise and coils."),
+    click.option("--b1", default=0.0, help="Largest relative deviation of the transmit field."),
+    click.option("--inversion-efficiency", default=1.0, help="The inversion leaves Mz = -efficiency."),
+    click.option(
+        "--slice-profile",
+        default="",
+        callback=_numbers,
+        metavar="F,F,...",
+        help="Flip-angle factors at equidistant places across the slice.",
+    ),
 )
 
 
@@ -186,6 +202,108 @@ def demo(output: Path, **options: Any) -> None:
     from whorl.demo import run
 
     sys.exit(run(output, **options))
+
+
+@main.group()
+def dictionary() -> None:
+    """Build, show and plot the dictionary of a scan; clear the cache.
+
+    The train comes from SCAN, or from a file by -p sequence=train.csv.
+    """
+
+
+def _of_train(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the scan and the properties that a dictionary depends on."""
+    for decorate in (_assign, _config, click.argument("scan", type=_existing, required=False)):
+        command = decorate(command)
+    return command
+
+
+def _dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, ...]) -> tuple[Any, ...]:
+    """Settings, parameters and the dictionary of a scan or a train."""
+    from whorl.dictionaries import dictionary_parameters, get_dictionary
+    from whorl.scan.resolve import train_from_csv
+    from whorl.scan.transmit import read_b1_map
+
+    settings = Settings.from_properties(_properties(config, assignments))
+    if scan is not None:
+        from whorl.doors.files import read_header, read_readouts
+        from whorl.pipeline import find_train
+
+        train = find_train(read_header(scan), read_readouts(scan), settings)
+    elif settings.sequence:
+        inversion = settings.inversion_time_ms if settings.inversion_time_ms > 0 else None
+        train = train_from_csv(settings.sequence, inversion)
+    else:
+        raise click.UsageError(
+            "no train: give a SCAN, or -p sequence=train.csv (and -p inversion_time_ms=20)"
+        )
+    span = read_b1_map(settings.b1_map).span() if settings.b1_map else None
+    parameters = dictionary_parameters(train, settings, span)
+    return settings, parameters, get_dictionary(parameters, settings, lambda text: _say("WRN", text))
+
+
+@dictionary.command("build")
+@_of_train
+def build_dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, ...]) -> None:
+    """Build a dictionary and keep it in the cache."""
+    import time
+
+    began = time.monotonic()
+    _, _, built = _dictionary(scan, config, assignments)
+    seconds = time.monotonic() - began
+    click.echo(f"{len(built.grid)} atoms, {built.basis.shape[1]} coefficients, ready after {seconds:.1f} s")
+
+
+@dictionary.command("show")
+@_of_train
+def show_dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, ...]) -> None:
+    """Show atoms, states, coefficients with their energies, and size; without a train, the cache."""
+    from whorl.dictionaries import store_of
+    from whorl.dictionary_report import describe, describe_entries
+
+    settings = Settings.from_properties(_properties(config, assignments))
+    store = store_of(settings)
+    if scan is None and not settings.sequence:
+        if store is None:
+            raise click.UsageError("the cache is off (cache_mb=0): give a SCAN, or -p sequence=train.csv")
+        click.echo(describe_entries(store.entries(), store.folder))
+        return
+    _, parameters, shown = _dictionary(scan, config, assignments)
+    click.echo(describe(parameters, shown, store))
+
+
+@dictionary.command("plot")
+@_of_train
+@click.option("-o", "--output", type=_output, required=True, help="Picture (PNG, PDF or SVG).")
+def plot_dictionary(
+    scan: Path | None, config: Path | None, assignments: tuple[str, ...], output: Path
+) -> None:
+    """Draw the train, the signals of some tissues and the basis."""
+    from whorl.dictionary_report import draw
+
+    _, parameters, drawn = _dictionary(scan, config, assignments)
+    try:
+        draw(parameters, drawn, output)
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[demo]'") from error
+    except ValueError as error:  # a format that matplotlib does not write
+        raise click.UsageError(str(error)) from error
+    click.echo(f"picture in {output}")
+
+
+@dictionary.command("clear")
+@_config
+@_assign
+def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> None:
+    """Remove all dictionaries from the cache."""
+    from whorl.dictionaries import store_of
+
+    store = store_of(Settings.from_properties(_properties(config, assignments)))
+    if store is None:
+        raise click.UsageError("the cache is off (cache_mb=0): there is nothing to clear")
+    count, n_bytes = store.clear()
+    click.echo(f"{count} dictionaries removed from {store.folder}, {n_bytes / (1 << 20):.1f} MiB")
 
 
 @main.command()

@@ -21,9 +21,16 @@ class SettingsError(ValueError):
 
 
 def _setting(
-    default: Any, text: str, *, low: float | None = None, high: float | None = None, path: bool = False
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    path: bool = False,
+    changes_maps: bool = True,
 ) -> Any:
-    return field(default=default, metadata={"text": text, "low": low, "high": high, "path": path})
+    metadata = {"text": text, "low": low, "high": high, "path": path, "changes_maps": changes_maps}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +72,53 @@ class Settings:
     dictionary_step: float = _setting(
         0.05, "relative step of T1 and T2 in the dictionary", low=0.005, high=0.3
     )
+    refine: Literal["on", "off"] = _setting(
+        "on", "maximum of the match between the atoms, or the best atom itself"
+    )
     energy: float = _setting(0.9999, "signal energy that the temporal basis keeps", low=0.5, high=1)
     n_coefficients: int = _setting(0, "size K of the temporal basis; 0: by energy", low=0, high=64)
+    inversion_efficiency: float = _setting(
+        1.0, "the inversion leaves Mz = -efficiency; 1: ideal", low=0, high=1
+    )
+    slice_profile: str = _setting(
+        "none",
+        "flip angles across the slice: none; sinc (Hann-windowed, of time_bandwidth); "
+        'or factors at equidistant places, for instance "1 0.97 0.8 0.4 0.1"',
+    )
+    rf_shape: str = _setting(
+        "",
+        "text file with the excitation pulse, instead of slice_profile: amplitude and perhaps phase in "
+        "degrees in each line",
+        path=True,
+    )
+    time_bandwidth: float = _setting(
+        4.0, "duration times bandwidth of the pulse (sinc, rf_shape)", low=0.5, high=100
+    )
+    diffusion_um2_per_ms: float = _setting(
+        0.0, "diffusion coefficient; needs spoiler_cycles_per_mm; 0: no diffusion", low=0, high=100
+    )
+    spoiler_cycles_per_mm: float = _setting(
+        0.0, "dephasing by the spoiler in each TR, for diffusion_um2_per_ms", low=0, high=1000
+    )
+    b1: Literal["nominal", "match"] = _setting(
+        "nominal", "transmit field: as planned, or matched together with T1 and T2 and sent as a map"
+    )
+    b1_map: str = _setting(
+        "",
+        "file with the relative transmit field (1: as planned) on the field of view: .npy or .npz (b1), "
+        "(slices, y, x) or (y, x)",
+        path=True,
+    )
+    b1_min: float = _setting(0.7, "smallest B1 of the dictionary, where it has this axis", low=0.1, high=3)
+    b1_max: float = _setting(1.3, "largest B1 of the dictionary, where it has this axis", low=0.1, high=3)
+    b1_step: float = _setting(0.025, "step of B1 in the dictionary", low=0.005, high=0.5)
+    cache_dir: str = _setting(
+        "",
+        "folder in which dictionaries are kept; empty: the user's cache folder",
+        path=True,
+        changes_maps=False,
+    )
+    cache_mb: int = _setting(512, "size of that folder in MiB; 0: nothing is kept", low=0, changes_maps=False)
 
     # k-space
     virtual_coils: int = _setting(0, "virtual coils after compression; 0: by energy", low=0, high=128)
@@ -151,6 +203,7 @@ class Settings:
                 f"t2_min_ms is {settings.t2_min_ms:g}, t1_max_ms is {settings.t1_max_ms:g}: "
                 f"expected a T1 that is at least the shortest T2"
             )
+        settings._check_signal_model()
         if settings.base_resolution > settings.finest_resolution:
             raise SettingsError(
                 f"base_resolution is {settings.base_resolution}, "
@@ -158,9 +211,50 @@ class Settings:
             )
         return settings
 
+    def _check_signal_model(self) -> None:
+        self.flip_factors()
+        if self.rf_shape and self.slice_profile != "none":
+            raise SettingsError(
+                f'slice_profile is "{self.slice_profile}" and rf_shape is "{self.rf_shape}": '
+                f"expected one of them"
+            )
+        if (self.diffusion_um2_per_ms > 0) != (self.spoiler_cycles_per_mm > 0):
+            raise SettingsError(
+                f"diffusion_um2_per_ms is {self.diffusion_um2_per_ms:g}, spoiler_cycles_per_mm is "
+                f"{self.spoiler_cycles_per_mm:g}: expected both or neither"
+            )
+        if self.b1_min >= self.b1_max:
+            raise SettingsError(f"b1_min is {self.b1_min:g}, b1_max is {self.b1_max:g}: expected min < max")
+        if self.b1_map and self.b1 == "match":
+            raise SettingsError('b1 is "match" and there is a b1_map: expected one of them')
+
+    def flip_factors(self) -> tuple[float, ...]:
+        """The factors that `slice_profile` lists; empty if it names a profile.
+
+        Raises
+        ------
+        SettingsError
+            If it does neither.
+        """
+        text = self.slice_profile.strip().lower()
+        if text in ("none", "sinc"):
+            return ()
+        try:
+            factors = tuple(float(part) for part in text.replace(",", " ").split())
+        except ValueError:
+            factors = ()
+        if not (0 < len(factors) <= 256 and any(factors) and all(abs(factor) <= 10 for factor in factors)):
+            raise SettingsError(
+                f'property "slice_profile" is "{self.slice_profile}": expected none, sinc, or up to 256 '
+                f'factors of the flip angle, for instance "1 0.97 0.8 0.4 0.1"'
+            )
+        return factors
+
     def digest(self) -> str:
-        """Short hash of all settings, for the provenance of an image."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Short hash of all settings that can change a map, for the provenance of an image."""
+        relevant = {f.name for f in fields(self) if f.metadata["changes_maps"]}
+        values = {name: value for name, value in asdict(self).items() if name in relevant}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _coerce(name: str, value: object, hint: Any, low: float | None, high: float | None) -> Any:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.config import Settings
+from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.kspace.coils import NoiseStatistics, whitening_matrix
 from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.maps.images import ImageMaker, Provenance
-from whorl.physics.dictionary import Dictionary, cached_dictionary
+from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
 from whorl.reconstruction import Encoding, encode, reconstruct_slice
 from whorl.scan import resolve
@@ -31,6 +32,7 @@ from whorl.scan.header import Header, read_header
 from whorl.scan.integrity import Tally, usable
 from whorl.scan.readout import Flag, Readout
 from whorl.scan.train import Train
+from whorl.scan.transmit import read_b1_map
 
 _logger = logging.getLogger("whorl")
 
@@ -87,6 +89,8 @@ class _Scan:
         self._device = torch.device("cuda" if cuda else "cpu")
         self.tally = Tally()
         self._images = ImageMaker(header.recon, settings.output_dtype)
+        pulse_shape(settings)  # what cannot be read shall not wait for the train
+        self._b1_map = read_b1_map(settings.b1_map) if settings.b1_map else None
         self._inversion = resolve.inversion_time(header, settings.inversion_time_ms)
         self._overridden = bool(settings.sequence)
         self._early = (
@@ -126,15 +130,12 @@ class _Scan:
     def _build_dictionary(self, train: Train) -> None:
         settings = self._settings
 
+        span = self._b1_map.span() if self._b1_map else None
+        parameters = dictionary_parameters(train, settings, span)
+
         def build() -> Dictionary:
-            return cached_dictionary(
-                train,
-                t1_range_ms=(settings.t1_min_ms, settings.t1_max_ms),
-                t2_range_ms=(settings.t2_min_ms, settings.t2_max_ms),
-                step=settings.dictionary_step,
-                energy=settings.energy,
-                n_coefficients=settings.n_coefficients,
-            ).to(self._device)
+            # What is wrong with the cache changes no map: a warning, and no mark on the images.
+            return get_dictionary(parameters, settings, lambda text: self._log("WRN", text), self._device)
 
         self._dictionary = self._builder.submit(build)
 
@@ -356,7 +357,10 @@ class _Scan:
             folded = time.monotonic()
             settings = self._settings
             deadline = arrived + settings.deadline_s if settings.deadline_s else None
-            result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline)
+            field = self._b1_map.on_slice(number, encoding.shape) if self._b1_map else None
+            result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline, field)
+            if self._b1_map and field is None:
+                result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
             if buffer.n_seen < T:
                 result.remark("degraded", f"{T - buffer.n_seen} of {T} readouts are missing")
             result.seconds = {
@@ -475,6 +479,31 @@ class _Scan:
         lost = ", ".join(str(number) for number in sorted(self._slices))
         self._fail(f"slice {lost} failed: {error}" if lost else str(error))
         return Outcome(self._delivered, tuple(self._failures), tuple(self._notes))
+
+
+def find_train(header_xml: bytes, readouts: Iterable[Readout], settings: Settings) -> Train:
+    """The train that a scan would be reconstructed with, from its first slice.
+
+    Raises
+    ------
+    ScanError
+        If it cannot be told.
+    """
+    header = read_header(header_xml)
+    inversion = resolve.inversion_time(header, settings.inversion_time_ms)
+    if settings.sequence:
+        return resolve.train_from_csv(settings.sequence, inversion)
+    early = resolve.train_from_header(header, inversion)
+    heads: list[np.void] = []
+    for readout in usable(readouts, Tally()):
+        if readout.flags & Flag.IS_NOISE_MEASUREMENT:
+            continue
+        if not heads or readout.head["idx"]["slice"] == heads[0]["idx"]["slice"]:
+            heads.append(readout.head.copy())
+    if not heads:
+        raise ScanError("no imaging readouts: the train cannot be told")
+    coverage = min(resolve.COVERAGE, settings.min_readouts)
+    return resolve.resolve_train(early, False, np.array(heads), settings.timepoint, inversion, coverage)[0]
 
 
 class _Arrivals:

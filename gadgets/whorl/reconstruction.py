@@ -34,6 +34,8 @@ from whorl.scan.trajectory import resolve_units, to_recon_pixels
 
 _logger = logging.getLogger("whorl")
 
+#: Share of the object in which B1 may be taken from the nearest place where it was measured.
+_GUESSED_B1 = 0.05
 #: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
 _IMAGINARY = 0.15
 
@@ -137,6 +139,7 @@ def reconstruct_slice(
     dictionary: Dictionary,
     settings: Settings,
     deadline: float | None,
+    b1: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None,
 ) -> SliceResult:
     """From subspace k-space to maps.
 
@@ -148,6 +151,8 @@ def reconstruct_slice(
         Of the scan, on the same device.
     deadline
         Time (`time.monotonic`) after which the low-rank maps are taken.
+    b1
+        Known transmit field and where it was measured, both `(Y, X)`; see `whorl.scan.transmit`.
     """
     seconds: dict[str, float] = {}
     started = time.monotonic()
@@ -163,7 +168,9 @@ def reconstruct_slice(
     kspace = replace(kspace, bins=kspace.bins / scale)
     if not has_signal(kspace, encoding):
         empty = np.zeros(encoding.shape, dtype=np.float32)
-        result = SliceResult(SliceMaps(empty, empty, empty, empty), settings.method)
+        result = SliceResult(
+            SliceMaps(empty, empty, empty, empty, empty if settings.b1 == "match" else None), settings.method
+        )
         result.remark("degraded", "the slice has no signal, its maps are zero")
         return result
 
@@ -222,16 +229,48 @@ def reconstruct_slice(
             result.remark("fallback", f"low-rank maps instead of the INR: {why}")
             images = x0
         lap("fit")
-    found = match(images[:, mask].T.contiguous(), dictionary)
+    joint = settings.b1 == "match"
+    field = None
+    if len(dictionary.grid.b1_axis) > 1 and not joint:
+        field = _known_b1(b1, mask, dictionary, result)
+    found = match(images[:, mask].T.contiguous(), dictionary, b1=field, refine=settings.refine == "on")
     result.maps = SliceMaps(
-        *(
-            _on_raster(values, mask)
-            for values in (found.t1_ms, found.t2_ms, found.m0.abs() * scale, found.quality)
-        )
+        t1_ms=_on_raster(found.t1_ms, mask),
+        t2_ms=_on_raster(found.t2_ms, mask),
+        m0=_on_raster(found.m0.abs() * scale, mask),
+        quality=_on_raster(found.quality, mask),
+        b1=_on_raster(found.b1, mask) if joint else None,
     )
     lap("match")
     result.seconds = seconds
     return result
+
+
+def _known_b1(
+    b1: tuple[NDArray[np.float32], NDArray[np.bool_]] | None,
+    mask: Tensor,
+    dictionary: Dictionary,
+    result: SliceResult,
+) -> Tensor:
+    """Transmit field `(V,)` in the mask: as measured, or 1. What had to be assumed is remarked."""
+    inside = mask.cpu().numpy()
+    if b1 is None:
+        return torch.ones(int(inside.sum()), device=mask.device)
+    values, measured = b1[0][inside], b1[1][inside]
+    axis = dictionary.grid.b1_axis
+    guessed = float(np.mean(~measured))
+    beyond = float(np.mean((values < axis[0] - 1e-3) | (values > axis[-1] + 1e-3)))
+    if guessed > _GUESSED_B1:
+        result.remark(
+            "degraded", f"B1 was not measured in {guessed:.0%} of the object: the nearest value counts"
+        )
+    if beyond > 0:
+        result.remark(
+            "degraded",
+            f"B1 is beyond {axis[0]:g} to {axis[-1]:g} in {beyond:.1%} of the object: "
+            f"the nearest end counts. Set properties b1_min and b1_max",
+        )
+    return torch.from_numpy(values).to(mask.device)
 
 
 def _on_raster(values: Tensor, mask: Tensor) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from whorl.physics import epg
-from whorl.physics.epg import fisp_signal, n_orders
+from whorl.physics.epg import SignalModel, diffusion_rate, fisp_coefficients, fisp_signal, n_orders
 from whorl.scan.train import Train
 
 VECTORS = Path(__file__).parents[3] / "shared/data/epg/fisp_mrf_vectors.npz"
@@ -255,8 +255,113 @@ def test_bad_tissues_are_refused(t1: torch.Tensor, t2: torch.Tensor, b1: Any, me
         fisp_signal(train_of([30.0]), t1, t2, b1)
 
 
+# --- What a real scanner adds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("efficiency", [0.0, 0.6, 0.95])
+def test_an_incomplete_inversion(efficiency: float) -> None:
+    # A first pulse of 90 degrees shows the recovered magnetisation.
+    train = train_of([90.0], te_ms=0.0, ti_ms=70.0)
+    model = SignalModel(inversion_efficiency=efficiency)
+    signal = fisp_signal(train, T1_MS, T2_MS, model=model, dtype=torch.float64)
+    expected = 1 - (1 + efficiency) * np.exp(-70.0 / T1_MS.numpy())
+    np.testing.assert_allclose(signal[:, 0].numpy(), expected, rtol=1e-13)
+    # Where there is no inversion there is no efficiency.
+    plain = train_of([90.0], te_ms=0.0, ti_ms=None)
+    assert fisp_signal(plain, T1_MS, T2_MS, model=model, dtype=torch.float64)[:, 0].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("phase", ["none", "quadratic"])
+@pytest.mark.parametrize("varying", [False, True], ids=["P x 1", "P x T"])
+def test_a_slice_profile_is_the_mean_of_its_places(phase: str, varying: bool) -> None:
+    train = random_train(37, phase=phase)
+    rng = np.random.default_rng(0)
+    profile = rng.uniform(0, 1.1, (3, 37 if varying else 1))
+    b1 = torch.tensor([0.7, 1.0, 1.25, 0.9], dtype=torch.float64)
+    model = SignalModel(profile=profile)
+    signal = fisp_signal(train, T1_MS, T2_MS, b1, model=model, tolerance=0, dtype=torch.float64)
+    for atom in range(4):
+        parts = []
+        for place in profile:
+            played = train_of(
+                train.flip_deg * place, tr_ms=train.tr_ms, te_ms=train.te_ms, phase_deg=train.phase_deg
+            )
+            parts.append(bloch(played, float(T1_MS[atom]), float(T2_MS[atom]), float(b1[atom])))
+        np.testing.assert_allclose(signal[atom].numpy(), np.mean(parts, axis=0), atol=1e-12)  # rounding
+
+
+def test_diffusion_takes_the_spin_echo_s_known_share() -> None:
+    # 90° - TR - 180° - TR: the echo of two gradients of equal area loses exp(-D k² τ (1/3 + 1/3)).
+    t1, t2, rate, tr = torch.tensor([1e6]), torch.tensor([100.0]), 0.02, 12.0
+    train = train_of([90.0, 180.0, 0.0], tr_ms=tr, te_ms=0.0, ti_ms=None)
+    signal = fisp_signal(
+        train, t1, t2, model=SignalModel(diffusion_per_ms=rate), tolerance=0, dtype=torch.float64
+    )
+    expected = np.exp(-2 * tr / 100) * np.exp(-rate * 2 * tr / 3)
+    assert abs(float(signal[0, 2])) == pytest.approx(expected, rel=1e-4)  # T1 of 1000 s recovers 2e-5
+
+
+def test_diffusion_takes_the_stimulated_echo_s_known_share() -> None:
+    # 90° - τ - 90° - pause - 90° - τ: exp(-D k² (2τ/3 + pause)), Tanner, J Chem Phys 52:2523 (1970). The
+    # pause is one TR, in which the longitudinal order is 1.
+    rate, tau, pause = 0.02, 10.0, 35.0
+    t1, t2 = torch.tensor([1e7]), torch.tensor([100.0])
+    train = train_of([90.0, 90.0, 90.0, 0.0], tr_ms=[tau, pause, tau, tau], te_ms=0.0, ti_ms=None)
+    model = SignalModel(diffusion_per_ms=rate)
+    free, damped = (
+        abs(float(fisp_signal(train, t1, t2, model=m, tolerance=0, dtype=torch.float64)[0, 3]))
+        for m in (SignalModel(), model)
+    )
+    # Half the magnetisation is stored, half of that comes back; no other path ends in order 0 here.
+    assert free == pytest.approx(0.5 * np.exp(-2 * tau / 100), rel=1e-4)
+    assert damped / free == pytest.approx(np.exp(-rate * (2 * tau / 3 + pause)), rel=1e-4)
+
+
+def test_diffusion_in_units_of_the_laboratory() -> None:
+    # Water, 2 µm²/ms; 4π over a slice of 5 mm: k = 2513 rad/m; D k² = 2e-9 · 2513² / s = 12.6 / 1000 s.
+    assert diffusion_rate(2.0, 2 / 5) == pytest.approx(2e-9 * (4 * np.pi / 5e-3) ** 2 / 1e3, rel=1e-12)
+
+
+@pytest.mark.parametrize("phase", ["none", "quadratic"])
+@pytest.mark.parametrize("n_atoms", [7, 700], ids=["B1 of each", "shared B1"])
+def test_coefficients_are_projected_signals(phase: str, n_atoms: int) -> None:
+    train = random_train(41, phase=phase)
+    rng = np.random.default_rng(1)
+    t1 = torch.tensor(np.geomspace(60, 3000, n_atoms), dtype=torch.float32)
+    t2 = t1 * torch.tensor(rng.uniform(0.05, 1, n_atoms), dtype=torch.float32)
+    b1 = torch.tensor([0.8, 1.0, 1.15])[torch.arange(n_atoms) % 3]
+    model = SignalModel(0.9, np.array([[1.0], [0.6]]), 1e-3)
+    signal = fisp_signal(train, t1, t2, b1, model=model)
+    basis = torch.linalg.qr(
+        torch.randn((41, 5), generator=torch.Generator().manual_seed(0)).to(signal.dtype)
+    )[0]
+    coefficients, energies = fisp_coefficients(train, t1, t2, b1, basis, model=model)
+    torch.testing.assert_close(coefficients, signal @ basis.conj(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(energies, signal.abs().square().sum(1), rtol=1e-5, atol=0)
+    # Atoms that share their B1 are worked on together, the others each with its own.
+    one = fisp_signal(train, t1[5:6], t2[5:6], b1[5:6], model=model)
+    torch.testing.assert_close(signal[5:6], one, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"inversion_efficiency": 1.1}, "efficiency is 1.1: expected 0 to 1"),
+        ({"inversion_efficiency": float("nan")}, "efficiency is nan"),
+        ({"diffusion_per_ms": -1.0}, "expected 0 or more"),
+        ({"profile": np.ones(3)}, r"shape \(3,\)"),
+        ({"profile": np.zeros((3, 1))}, "no signal"),
+        ({"profile": np.full((3, 1), np.nan)}, "finite"),
+        ({"profile": np.ones((2, 5))}, "5 timepoints, the train has 1"),
+    ],
+)
+def test_impossible_models_are_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        fisp_signal(train_of([30.0]), T1_MS, T2_MS, model=SignalModel(**change))
+
+
 @pytest.mark.skipif(not VECTORS.exists(), reason="the reference vectors of other programs are not at hand")
-@pytest.mark.parametrize("case", ["TR9_TI20_ideal", "yunTR_TI20_ideal"])
+@pytest.mark.parametrize("case", ["TR9_TI20_ideal", "yunTR_TI20_ideal", "TR9_TI20_invMz-0.95_B1_0.9"])
 def test_equals_other_programs(case: str) -> None:
     with np.load(VECTORS) as vectors:
         flip, tr = vectors["FA_deg"], vectors[f"{case}__TR_ms"]
@@ -264,9 +369,14 @@ def test_equals_other_programs(case: str) -> None:
         expected = {
             te: vectors[f"{case}__{name}"] for te, name in ((0.0, "blochsim_TE0"), (2.0, "numpy_TE2ms"))
         }
+    real = "invMz" in case
+    model, b1 = (
+        SignalModel(inversion_efficiency=0.95 if real else 1.0),
+        torch.full((6,), 0.9 if real else 1.0),
+    )
     for te, reference in expected.items():
         train = train_of(flip, tr_ms=tr, te_ms=te)
-        signal = fisp_signal(train, torch.tensor(t1), torch.tensor(t2), tolerance=0)
+        signal = fisp_signal(train, torch.tensor(t1), torch.tensor(t2), b1, model=model, tolerance=0)
         # Their signals are complex with one phase; float32 over 1000 pulses.
         phase = np.exp(-1j * np.angle((reference * signal.numpy()).sum()))
         np.testing.assert_allclose(signal.numpy(), (reference * phase), atol=2e-5)

@@ -22,12 +22,14 @@ _LARGEST = 32767
 
 @dataclass(frozen=True, slots=True)
 class SliceMaps:
-    """Maps of one slice, each `(Y, X)` float32, 0 outside the object: ms, ms, a.u., 0 to 1."""
+    """Maps of one slice, each `(Y, X)` float32, 0 outside the object: ms, ms, a.u., 0 to 1, and the relative
+    transmit field where it was matched."""
 
     t1_ms: NDArray[np.float32]
     t2_ms: NDArray[np.float32]
     m0: NDArray[np.float32]
     quality: NDArray[np.float32]
+    b1: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ _QUANTITIES = (
     _Quantity("T2", "T2", "t2_ms", "ms", 0.1, (75, 150)),
     _Quantity("M0", "M0", "m0", "a.u.", 0.0, (0, 0)),
     _Quantity("quality", "QUALITY", "quality", "1", 0.001, (1, 1)),
+    _Quantity("B1", "B1", "b1", "1", 0.001, (1, 1)),
 )
 
 
@@ -106,10 +109,11 @@ class ImageMaker:
                 # The first slice with signal sets the scale for the series.
                 self._m0_slope = float(np.percentile(maps.m0[maps.m0 > 0], 99.5)) / 4000
             first, slope = self._count + 1, self._m0_slope or 1.0
-            self._count += len(_QUANTITIES)
+            quantities = [q for q in _QUANTITIES if getattr(maps, q.field) is not None]
+            self._count += len(quantities)
         return [
             self._image(quantity, maps, head, provenance, first + n, n + 1, slope)
-            for n, quantity in enumerate(_QUANTITIES)
+            for n, quantity in enumerate(quantities)
         ]
 
     def _image(

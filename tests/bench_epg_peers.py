@@ -1,0 +1,114 @@
+"""Time of the EPG beside two independent programs, MRpro and blochsim, with the error of each.
+
+Not a test: ``python tests/bench_epg_peers.py``. Medians of several runs after one that is not counted. The
+peers keep the fewest states that leave an error of at most 1e-3 of each atom's peak; whorl does as it does
+by default. All compute in single precision on all cores.
+
+Letters: T timepoints, N atoms.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from epg_peers import Peer, blochsim_peer, mrpro_peer
+from whorl.physics.dictionary import log_grid
+from whorl.physics.epg import fisp_signal
+from whorl.scan.train import Train
+from whorl.simulation.signals import fisp_signals, jiang_train
+
+T = 500
+ACCURACY = 1e-3
+
+
+def atoms() -> tuple[Tensor, Tensor]:
+    """T1 and T2 in ms: all pairs with T2 <= T1 of two logarithmic grids in steps of 6.3 %."""
+    t1, t2 = np.meshgrid(log_grid(20, 5000, 0.063), log_grid(4, 3000, 0.063), indexing="ij")
+    physical = t2 <= t1
+    return torch.tensor(t1[physical], dtype=torch.float32), torch.tensor(t2[physical], dtype=torch.float32)
+
+
+def seconds(run: Callable[[], object], times: int = 5) -> tuple[float, float]:
+    """Median and spread."""
+    run()
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken), max(taken) - min(taken)
+
+
+def worst(signals: Tensor, exact: NDArray[np.complex128]) -> float:
+    """Largest error of all atoms, each relative to its own peak."""
+    difference = np.abs(signals.numpy() - exact).max(1)
+    return float((difference / np.abs(exact).max(1)).max())
+
+
+def fewest_states(
+    peer: Callable[..., Peer], train: Train, t1: Tensor, t2: Tensor, exact: NDArray[np.complex128]
+) -> int:
+    """Fewest states within the accuracy, by halving: the error falls as they become more."""
+    low, high = 2, T // 2 + 1  # what rises above does not return within the train
+    while low < high:
+        middle = (low + high) // 2
+        if worst(peer(train, middle)(t1, t2), exact) <= ACCURACY:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def main() -> None:
+    played = jiang_train(T)
+    train = Train(played.flip_deg, played.tr_ms, played.te_ms, played.phase_deg, played.ti_ms, "simulated")
+    t1, t2 = atoms()
+    print(
+        f"{len(t1)} atoms x {T} pulses on the CPU: {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}, "
+        f"whorl {version('whorl-mrf')}"
+    )
+    # The simulator's pulses turn +z to -iy, whorl's to x.
+    exact = 1j * fisp_signals(played, t1.double().numpy(), t2.double().numpy())
+
+    def report(
+        name: str, taken: tuple[float, float], states: str, signals: Tensor | None, ratio: str
+    ) -> None:
+        error = "" if signals is None else f"{worst(signals, exact):.2e}"
+        print(f"{name:46s} {states:>6s} {taken[0]:9.3f} {taken[1]:8.3f} {error:>9s} {ratio:>8s}")
+
+    print(f"{'':46s} {'states':>6s} {'median/s':>9s} {'spread/s':>8s} {'error':>9s} {'x whorl':>8s}")
+    own = seconds(lambda: fisp_signal(train, t1, t2))
+    report("whorl, tolerance 1e-3 (as by default)", own, "by T2", fisp_signal(train, t1, t2), "1.0")
+
+    some = torch.cat([torch.arange(0, len(t1), 23), torch.tensor([len(t1) - 1])])  # the longest T1 and T2 too
+    for name, package, peer, note in [
+        ("MRpro", "mrpro", mrpro_peer, ""),
+        ("blochsim", "blochsim", blochsim_peer, ", a new train"),
+    ]:
+        try:
+            states = fewest_states(peer, train, t1[some], t2[some], exact[some.numpy()])
+        except ImportError as error:
+            print(f"{name}: dropped, it cannot be imported ({error})")
+            continue
+        taken = seconds(lambda peer=peer, states=states: peer(train, states)(t1, t2), 3)
+        label = f"{name} {version(package)}{note}"
+        report(label, taken, str(states), peer(train, states)(t1, t2), f"{taken[0] / own[0]:.1f}")
+        if note:  # it takes the train apart event by event, once
+            again = peer(train, states)
+            taken = seconds(lambda again=again: again(t1, t2))
+            report(f"{name}, the same train again", taken, str(states), None, f"{taken[0] / own[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
