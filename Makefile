@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test peers clean
 
 demo: .venv/installed
 	$(BIN)/whorl demo
@@ -12,6 +12,14 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Cross-checks with two independent programs. MRpro is installed without what it depends on: its torchvision
+# would replace PyTorch, and is needed for nothing here.
+peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		blochsim einops 'ptwt<1' pydicom pytorch-finufft torchnd
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mrpro
+	$(BIN)/pytest tests/physics/test_epg_peers.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

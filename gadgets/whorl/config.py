@@ -111,7 +111,7 @@ class Settings:
     )
     b1_min: float = _setting(0.7, "smallest B1 of the dictionary, where it has this axis", low=0.1, high=3)
     b1_max: float = _setting(1.3, "largest B1 of the dictionary, where it has this axis", low=0.1, high=3)
-    b1_step: float = _setting(0.025, "step of B1 in the dictionary", low=0.005, high=0.5)
+    b1_step: float = _setting(0.02, "step of B1 in the dictionary", low=0.005, high=0.5)
     cache_dir: str = _setting(
         "",
         "folder in which dictionaries are kept; empty: the user's cache folder",

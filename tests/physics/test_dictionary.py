@@ -141,7 +141,7 @@ SMALL = {"t1_range_ms": (200.0, 2000.0), "t2_range_ms": (30.0, 300.0), "step": 0
 @pytest.mark.parametrize("b1_range", [(1.0, 1.0), (0.8, 1.2)], ids=["one B1", "B1 axis"])
 def test_atoms_come_back_from_their_coefficients(phase_deg: float, b1_range: tuple[float, float]) -> None:
     train = train_of(40, phase_deg)
-    dictionary = build_dictionary(DictionaryParameters(train, b1_range=b1_range, **SMALL))
+    dictionary = build_dictionary(DictionaryParameters(train, b1_range=b1_range, b1_step=0.1, **SMALL))
     grid = dictionary.grid
     assert len(grid.b1_axis) == (1 if b1_range[0] == b1_range[1] else 5)
     assert dictionary.coefficients.is_complex() == (phase_deg != 0)

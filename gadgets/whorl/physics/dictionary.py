@@ -135,7 +135,7 @@ class DictionaryParameters:
     t2_range_ms: tuple[float, float] = (4.0, 3000.0)
     step: float = 0.05
     b1_range: tuple[float, float] = (1.0, 1.0)
-    b1_step: float = 0.1
+    b1_step: float = 0.02
     energy: float = 0.9999
     n_coefficients: int = 0
 
