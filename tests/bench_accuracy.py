@@ -19,7 +19,7 @@ from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.maps.rois import mean_cov_percent, r_squared, region_statistics
 from whorl.pipeline import reconstruct_scan
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import Truth, read_truth, simulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,14 @@ class Case:
     order: str = "golden"
     noise: float = 1e-3
     seed: int = 0
+    b1: float = 0.0
+    b1_known: str = ""
 
     @property
     def name(self) -> str:
         what = f"NIST {self.plate.upper()} plate" if self.phantom == "nist" else "brain"
-        return f"{what}, {self.order}, noise {self.noise:g}, seed {self.seed}"
+        field = f", B1 ±{self.b1:.0%} {self.b1_known or 'not known'}" if self.b1 else ""
+        return f"{what}, {self.order}, noise {self.noise:g}, seed {self.seed}{field}"
 
 
 CASES = (
@@ -49,13 +52,34 @@ CASES = (
     Case("brain", noise=3e-4),
     Case("brain", noise=5e-3),
     Case("brain", order="sequential"),
+    *(
+        Case(phantom, b1=0.2, b1_known=known)
+        for phantom in ("nist", "brain")
+        for known in ("", "from a map", "matched")
+    ),
 )
 
 
-def reconstruct(scan: Path, method: str) -> dict[str, np.ndarray]:
+def coarse_map(b1: np.ndarray) -> np.ndarray:
+    """A B1 map as it is measured, with pixels four times as wide, `(Z, Y/4, X/4)`; 0 outside the object."""
+    Z, Y, X = b1.shape
+    blocks = b1.reshape(Z, Y // 4, 4, X // 4, 4)
+    inside = (blocks > 0).sum((2, 4))
+    return np.where(inside > 4, blocks.sum((2, 4)) / np.maximum(inside, 1), 0)
+
+
+def b1_properties(case: Case, truth: Truth, folder: Path) -> dict[str, object]:
+    """What the reconstruction is told of the transmit field."""
+    if case.b1_known == "from a map":
+        np.save(folder / "b1.npy", coarse_map(truth.b1))
+        return {"b1_map": str(folder / "b1.npy")}
+    return {"b1": "match"} if case.b1_known == "matched" else {}
+
+
+def reconstruct(scan: Path, properties: dict[str, object]) -> dict[str, np.ndarray]:
     """Maps `(slices, Y, X)` by quantity."""
     images: list[ismrmrd.Image] = []
-    settings = Settings.from_properties({"method": method})
+    settings = Settings.from_properties(properties)
     reconstruct_scan(
         read_header(scan), read_readouts(scan), settings, images.append, lambda level, text: None
     )
@@ -79,10 +103,12 @@ def main() -> None:
                 order=case.order,
                 noise=case.noise,
                 seed=case.seed,
+                b1=case.b1,
             )
             truth = read_truth(scan)
+            told = b1_properties(case, truth, Path(folder))
             for method in ("lowrank", "inr"):
-                maps = reconstruct(scan, method)
+                maps = reconstruct(scan, {"method": method, **told})
                 t1 = region_statistics(maps["T1"], truth.labels, truth.roi_names, truth.roi_t1_ms)
                 t2 = region_statistics(maps["T2"], truth.labels, truth.roi_names, truth.roi_t2_ms)
                 kept = {row.name for row in t2 if row.truth >= 15}

@@ -2,7 +2,8 @@
 
 Not a test: ``python tests/bench_epg_peers.py``. Medians of several runs after one that is not counted. The
 peers keep the fewest states that leave an error of at most 1e-3 of each atom's peak, and then as many
-as make them as accurate as whorl, which does as it does by default. All compute in single precision on all cores.
+as make them as accurate as whorl, which does as it does by default. All compute in single precision on all
+cores.
 
 Letters: T timepoints, N atoms.
 """
