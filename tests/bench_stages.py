@@ -69,7 +69,7 @@ def signal_model(device: torch.device) -> None:
         f"{error.max():.1e} of the peak",
     )
     report("dictionary and basis", seconds(lambda: build_dictionary(parameters, device), device), "")
-    with_b1 = replace(parameters, b1_range=(0.8, 1.2), b1_step=0.025)
+    with_b1 = replace(parameters, b1_range=(0.8, 1.2))
     report(
         f"dictionary and basis, {len(with_b1.grid())} atoms with a B1 axis",
         seconds(lambda: build_dictionary(with_b1, device), device, 1),

@@ -162,6 +162,12 @@ def test_atoms_come_back_from_their_coefficients(phase_deg: float, b1_range: tup
     assert torch.equal(moved.coefficients, dictionary.coefficients)
 
 
+def test_one_coefficient_is_never_enough() -> None:
+    dictionary = build_dictionary(DictionaryParameters(train_of(3), energy=0.5))
+    assert dictionary.basis.shape == (3, 2)
+    assert dictionary.energy >= 0.5
+
+
 def test_directions_are_atoms_of_norm_one() -> None:
     dictionary = build_dictionary(DictionaryParameters(train_of(40, 50.0), **SMALL))
     torch.testing.assert_close(dictionary.directions.T * dictionary.lengths[:, None], dictionary.coefficients)

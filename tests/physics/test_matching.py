@@ -36,7 +36,7 @@ CASES = pytest.mark.parametrize("real", [True, False], ids=["real atoms", "compl
 @pytest.mark.parametrize("refine", [True, False])
 def test_an_atom_matches_itself_at_any_complex_scale(real: bool, refine: bool) -> None:
     dictionary = dictionary_of(41, 5, real=real)
-    scale = torch.polar(torch.logspace(-4, 4, 41), torch.linspace(-9, 9, 41))
+    scale = torch.polar(torch.logspace(-30, 30, 41), torch.linspace(-9, 9, 41))
     result = match(dictionary.coefficients * scale[:, None], dictionary, refine=refine)
     # One T2 only: there is nothing to interpolate with.
     torch.testing.assert_close(result.t1_ms, 100.0 + torch.arange(41), rtol=1e-6, atol=0)
@@ -81,13 +81,14 @@ def test_real_coefficients_match_as_complex_ones_do() -> None:
 @CASES
 def test_a_voxel_without_signal_has_no_quality(real: bool) -> None:
     dictionary = dictionary_of(20, 3, real=real)
-    voxels = torch.zeros((3, 3), dtype=torch.complex64)
+    voxels = torch.zeros((5, 3), dtype=torch.complex64)
     voxels[1] = dictionary.coefficients[7]
+    voxels[3, 1], voxels[4, 2] = float("nan"), float("inf")
     result = match(voxels, dictionary)
     for values in (result.t1_ms, result.t2_ms, torch.view_as_real(result.m0), result.quality):
         assert bool(torch.isfinite(values).all())
-    assert result.m0[[0, 2]].abs().tolist() == [0, 0]
-    assert result.quality.tolist() == pytest.approx([0, 1, 0], abs=1e-6)
+    assert result.m0[[0, 2, 3, 4]].abs().tolist() == [0, 0, 0, 0]
+    assert result.quality.tolist() == pytest.approx([0, 1, 0, 0, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 5), (4,)], ids=["too few", "too many", "one voxel"])

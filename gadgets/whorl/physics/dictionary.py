@@ -277,7 +277,8 @@ def build_dictionary(parameters: DictionaryParameters, device: torch.device | No
     # What the columns keep of the fine grid, which is what was asked for.
     columns = coefficients.abs().double().square().sum(0)
     kept = (torch.cumsum(columns, 0) / energies.double().sum()).clamp_max(1)
-    K = wanted or int((kept < parameters.energy).sum()) + 1
+    # With one coefficient all atoms would be the same direction.
+    K = wanted or max(2, int((kept < parameters.energy).sum()) + 1)
     K = min(K, basis.shape[1])
     return Dictionary(
         grid, coefficients[:, :K].contiguous(), basis[:, :K].contiguous(), tuple(kept[:K].tolist())

@@ -41,7 +41,8 @@ def match(
 
     First the best atom, which is exact: each voxel is compared with each atom. Then, with `refine`, the
     maximum on the surface that interpolates the atoms around it (`whorl.physics.interpolation`), so that maps
-    are not quantised by the grid. The result does not depend on the complex scale of a voxel.
+    are not quantised by the grid. The result does not depend on the complex scale of a voxel. A voxel that is
+    0 or not finite has quality and M0 0.
 
     Parameters
     ----------
@@ -99,6 +100,10 @@ def _match_some(
     coefficients: Tensor, surface: Surface, b1_place: Tensor | None, refine: bool
 ) -> tuple[Tensor, ...]:
     """The parts of a `Match` for some voxels, in the order of its fields."""
+    # Squares of very small or large values would leave float32; what is not finite is no signal.
+    size = coefficients.abs().amax(1)
+    size = torch.where(torch.isfinite(size), size, 0)
+    coefficients = torch.where(size[:, None] > 0, coefficients / size[:, None], 0)
     place = surface.place(_best_atoms(coefficients, surface.dictionary, b1_place))  # (V, 3)
     if refine:
         place = climb(coefficients, surface, place, b1_place)
@@ -108,7 +113,7 @@ def _match_some(
     product = (atom.conj() * coefficients).sum(1) / length
     total = torch.linalg.vector_norm(coefficients, dim=1)
     quality = (product.abs() / total.clamp_min(1e-30)).clamp_max(1)
-    return t1_ms, torch.minimum(t2_ms, t1_ms), b1, product / length, quality
+    return t1_ms, torch.minimum(t2_ms, t1_ms), b1, product / length * size, quality
 
 
 def _best_atoms(coefficients: Tensor, dictionary: Dictionary, b1_place: Tensor | None) -> Tensor:
