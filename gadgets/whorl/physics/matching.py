@@ -39,7 +39,8 @@ def match(
 ) -> Match:
     """The tissue whose signal has the largest normalised inner product ``|dᴴc| / (|d||c|)`` with each voxel.
 
-    First the best atom, which is exact: each voxel is compared with each atom. Then, with `refine`, the
+    First the best atom: each voxel is compared with each atom, so it is exact to the rounding of float32, by
+    which two that differ by less than 1e-6 in correlation may change places. Then, with `refine`, the
     maximum on the surface that interpolates the atoms around it (`whorl.physics.interpolation`), so that maps
     are not quantised by the grid. The result does not depend on the complex scale of a voxel. A voxel that is
     0 or not finite has quality and M0 0.
