@@ -196,6 +196,7 @@ def test_all_are_described() -> None:
         ({"inversion_efficiency": 1.2}, "expected 0 to 1"),
         ({"refine": "maybe"}, "expected one of on, off"),
         ({"cache_mb": -1}, "expected at least 0"),
+        ({"inversion_time_ms": -0.5}, "expected 0 or more, or -1"),
     ],
 )
 def test_signal_models_that_cannot_be(properties: dict[str, object], says: str) -> None:
@@ -221,3 +222,5 @@ def test_the_digest_knows_what_changes_maps() -> None:
 def test_no_file_is_taken_from_the_network(name: str) -> None:
     with pytest.raises(SettingsError, match="names a file, which is not taken from the network"):
         Settings.from_properties({name: "/etc/passwd"}, paths=False)
+    with pytest.raises(SettingsError, match="concerns files and is not taken from the network"):
+        Settings.from_properties({"cache_mb": 1}, paths=False)

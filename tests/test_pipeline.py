@@ -3,6 +3,7 @@ are used."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
 from whorl.pipeline import reconstruct_scan
 from whorl.scan.failure import ScanError
+from whorl.scan.readout import Readout
 
 #: An INR that takes a fraction of a second and is still better than nothing.
 QUICK = {"method": "inr", "iterations": 8, "levels": 4, "hidden": 24, "correction_steps": 1}
@@ -266,6 +268,16 @@ def test_a_transmit_field_with_gaps_is_said(scan: Scan, tmp_path: Path) -> None:
     assert "the B1 map has no values for this slice" in second["whorl_notes"]
 
 
+def test_a_slice_that_the_map_lacks_has_the_flip_angles_as_planned(scan: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "b1.npy"
+    np.save(path, np.stack([np.full((16, 16), 1.25), np.zeros((16, 16))]))
+    result = scan.two_slices().run(b1_map=str(path), n_coefficients=8)
+    plain = scan.copy().run(n_coefficients=8)
+    inside = plain.physical("T2") > 0
+    ratio = np.median(result.physical("T2", 1)[inside] / plain.physical("T2")[inside])
+    assert ratio == pytest.approx(1, abs=0.05)  # of another basis
+
+
 def test_a_uniform_transmit_field(scan: Scan, tmp_path: Path) -> None:
     path = tmp_path / "b1.npy"
     np.save(path, np.full((16, 16), 1.2))
@@ -350,3 +362,38 @@ def test_scans_at_the_same_time_build_one_dictionary(scan: Scan, monkeypatch: py
     assert len(built) == 1
     assert not differs(results[0], results[1])
     assert not differs(results[0], results[2])
+
+
+def test_a_failed_build_is_not_remembered(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whorl.dictionaries, "build_dictionary", fail)
+        failed = scan.copy().run(t1_max_ms=5005)
+    assert failed.outcome.exit_code == 1
+    assert failed.outcome.failures == ("slice 0 failed: no memory",)
+    assert scan.copy().run(t1_max_ms=5005).outcome.exit_code == 0
+
+
+def test_a_pulse_that_cannot_be_read_does_not_wait_for_the_train(scan: Scan, tmp_path: Path) -> None:
+    def readouts() -> Iterator[Readout]:
+        raise AssertionError("read although nothing can be made of it")
+        yield
+
+    with pytest.raises(ScanError, match=r"the RF shape .* cannot be read"):
+        scan.no_header_train().run(readouts(), rf_shape=str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"b1": "match", "dictionary_step": 0.005, "b1_step": 0.005}, "expected at most 2000000 atoms"),
+        ({"t1_max_ms": 100, "t2_min_ms": 100}, "1 atoms of 120 timepoints: expected at least 2"),
+    ],
+)
+def test_dictionaries_that_are_too_large_or_too_small(
+    scan: Scan, properties: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ScanError, match=says):
+        scan.run(**properties)

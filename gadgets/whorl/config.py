@@ -111,14 +111,18 @@ class Settings:
     )
     b1_min: float = _setting(0.7, "smallest B1 of the dictionary, where it has this axis", low=0.1, high=3)
     b1_max: float = _setting(1.3, "largest B1 of the dictionary, where it has this axis", low=0.1, high=3)
-    b1_step: float = _setting(0.02, "step of B1 in the dictionary", low=0.005, high=0.5)
+    b1_step: float = _setting(
+        0.02, "step of B1 in the dictionary; wider ones are wrong at long T2", low=0.005, high=0.5
+    )
     cache_dir: str = _setting(
         "",
         "folder in which dictionaries are kept; empty: the user's cache folder",
         path=True,
         changes_maps=False,
     )
-    cache_mb: int = _setting(512, "size of that folder in MiB; 0: nothing is kept", low=0, changes_maps=False)
+    cache_mb: int = _setting(
+        512, "size of that folder in MiB; 0: nothing is kept", low=0, path=True, changes_maps=False
+    )
 
     # k-space
     virtual_coils: int = _setting(0, "virtual coils after compression; 0: by energy", low=0, high=128)
@@ -177,8 +181,9 @@ class Settings:
                 )
             meta = known[name].metadata
             if meta["path"] and value and not paths:
+                what = "names a file, which" if hints[name] is str else "concerns files and"
                 raise SettingsError(
-                    f'property "{name}" names a file, which is not taken from the network: '
+                    f'property "{name}" {what} is not taken from the network: '
                     f"set it where the server is started"
                 )
             values[name] = _coerce(name, value, hints[name], meta["low"], meta["high"])
@@ -213,7 +218,12 @@ class Settings:
 
     def _check_signal_model(self) -> None:
         self.flip_factors()
-        if self.rf_shape and self.slice_profile != "none":
+        if -1 < self.inversion_time_ms < 0:
+            raise SettingsError(
+                f"inversion_time_ms is {self.inversion_time_ms:g}: "
+                f"expected 0 or more, or -1 (from the header)"
+            )
+        if self.rf_shape and self.slice_profile.strip().lower() != "none":
             raise SettingsError(
                 f'slice_profile is "{self.slice_profile}" and rf_shape is "{self.rf_shape}": '
                 f"expected one of them"

@@ -26,6 +26,9 @@ from whorl.scan.train import Train
 
 #: Dictionaries that a process remembers.
 _REMEMBERED = 4
+_FEWEST = 2
+#: Some GB of memory while it is built.
+_MOST_ATOMS, _MOST_VALUES = 2_000_000, 1_500_000_000
 #: The B1 axis for a map ends at multiples of this, so that the maps of many patients share a dictionary.
 _B1_ROUND = 0.1
 
@@ -70,7 +73,7 @@ def dictionary_parameters(
             profile = flip_profile(shape, settings.time_bandwidth, train.flip_deg)  # (P, T)
         else:
             profile = np.array(settings.flip_factors() or (1.0,))[:, None]  # (P, 1)
-        return DictionaryParameters(
+        parameters = DictionaryParameters(
             train,
             SignalModel(
                 inversion_efficiency=settings.inversion_efficiency,
@@ -87,8 +90,21 @@ def dictionary_parameters(
             energy=settings.energy,
             n_coefficients=settings.n_coefficients,
         )
+        n_atoms = len(parameters.grid())
     except ValueError as error:
         raise ScanError(f"no dictionary can be made: {error}") from error
+    if min(n_atoms, train.n_timepoints) < _FEWEST:
+        raise ScanError(
+            f"the dictionary would have {n_atoms} atoms of {train.n_timepoints} timepoints: expected at "
+            f"least {_FEWEST} of both, else all voxels match"
+        )
+    if n_atoms > _MOST_ATOMS or n_atoms * train.n_timepoints > _MOST_VALUES:
+        raise ScanError(
+            f"the dictionary would have {n_atoms} atoms of {train.n_timepoints} timepoints: expected at most "
+            f"{min(_MOST_ATOMS, _MOST_VALUES // train.n_timepoints)} atoms. Set properties dictionary_step, "
+            f"b1_step, or narrower ranges"
+        )
+    return parameters
 
 
 def _b1_range(settings: Settings, span: tuple[float, float] | None) -> tuple[float, float]:
@@ -97,13 +113,13 @@ def _b1_range(settings: Settings, span: tuple[float, float] | None) -> tuple[flo
         return limits
     if span is None:
         return 1.0, 1.0
-    low = math.floor(span[0] / _B1_ROUND + 1e-6) * _B1_ROUND
-    high = math.ceil(span[1] / _B1_ROUND - 1e-6) * _B1_ROUND
+    # 1 belongs to it: slices that the map lacks are matched with the flip angles as planned.
+    low = min(1.0, round(math.floor(span[0] / _B1_ROUND + 1e-6) * _B1_ROUND, 6))
+    high = max(1.0, round(math.ceil(span[1] / _B1_ROUND - 1e-6) * _B1_ROUND, 6))
+    if low == high:
+        return low, high
     low, high = max(low, limits[0]), min(high, limits[1])
-    if low >= high:  # a map that is uniform, or beyond the limits
-        nearest = min(max(low, limits[0]), limits[1] - _B1_ROUND / 2)
-        low, high = nearest, nearest + _B1_ROUND / 2
-    return round(low, 6), round(high, 6)
+    return (low, high) if low < high else limits
 
 
 def store_of(settings: Settings) -> Store | None:

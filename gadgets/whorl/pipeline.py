@@ -121,7 +121,11 @@ class _Scan:
         if settings.method == "inr":
             self._worker.submit(warm_up)
         if self._early is not None:
-            self._build_dictionary(self._early)
+            try:
+                self._build_dictionary(self._early)
+            except ScanError:
+                self.close()
+                raise
 
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)

@@ -89,7 +89,7 @@ def test_grid_includes_both_ends_in_equal_small_steps(low: float, high: float, s
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-12)
     assert 1 < ratios[0] <= 1 + step + 1e-12
     # One point fewer would step too far.
-    assert len(grid) == 2 or (high / low) ** (1 / (len(grid) - 2)) > 1 + step
+    assert len(grid) == 3 or (high / low) ** (1 / (len(grid) - 2)) > 1 + step
 
 
 def test_pairs_are_all_physical_ones() -> None:
@@ -166,6 +166,12 @@ def test_one_coefficient_is_never_enough() -> None:
     dictionary = build_dictionary(DictionaryParameters(train_of(3), energy=0.5))
     assert dictionary.basis.shape == (3, 2)
     assert dictionary.energy >= 0.5
+
+
+def test_a_profile_that_cancels_says_so() -> None:
+    model = SignalModel(profile=np.array([[1.0], [-1.0]]))
+    with pytest.raises(ValueError, match="no signal"):
+        build_dictionary(DictionaryParameters(train_of(12), model, **SMALL))
 
 
 def test_directions_are_atoms_of_norm_one() -> None:

@@ -248,3 +248,54 @@ def test_complex_signals_are_refined_too() -> None:
     result = match(project(fisp_signals(played, t1, t2), dictionary), dictionary)
     np.testing.assert_allclose(result.t1_ms, t1, rtol=1e-3)
     np.testing.assert_allclose(result.t2_ms, t2, rtol=3e-3)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"t2_range_ms": (78.0, 80.0)},
+        {"t1_range_ms": (1000.0, 1000.1), "t2_range_ms": (20.0, 200.0)},
+        {"t1_range_ms": (60.0, 70.0), "t2_range_ms": (62.0, 69.0)},
+    ],
+    ids=["one T2", "one T1", "near T2 = T1"],
+)
+@pytest.mark.parametrize("b1_known", [True, False])
+def test_refinement_on_narrow_axes_is_never_worse_than_the_grid(
+    ranges: dict[str, tuple[float, float]], b1_known: bool
+) -> None:
+    parameters = DictionaryParameters(TRAIN, b1_range=(0.9, 1.1), step=0.1, **ranges)
+    dictionary = build_dictionary(parameters)
+    t1_ms, t2_ms, _ = dictionary.grid.atoms()
+    some = slice(0, dictionary.grid.n_pairs, max(1, dictionary.grid.n_pairs // 40))
+    t1, t2 = t1_ms[some].numpy().astype(float), t2_ms[some].numpy().astype(float)
+    b1 = 0.93 + 0.14 * np.arange(len(t1)) / len(t1)
+    voxels = project(fisp_signals(PLAYED, t1, t2, b1=b1), dictionary)
+    known = torch.from_numpy(b1) if b1_known else None
+    result, grid = match(voxels, dictionary, b1=known), match(voxels, dictionary, b1=known, refine=False)
+    # On the grid a B1 counts as the nearest value, which may fit better by chance.
+    assert bool((result.quality >= grid.quality - 1e-4).all())
+    # Not more than a step, or two where B1 is not known.
+    np.testing.assert_allclose(result.t1_ms, t1, rtol=0.1 if b1_known else 0.2)
+    np.testing.assert_allclose(result.t2_ms, t2, rtol=0.1 if b1_known else 0.2)
+
+
+def test_tissues_with_t2_equal_to_t1(fine: Dictionary) -> None:
+    t1 = np.geomspace(60, 2500, 40)
+    generator = torch.Generator().manual_seed(4)
+    clean = project(fisp_signals(PLAYED, t1, t1), fine)
+    exact = match(clean, fine)
+    np.testing.assert_allclose(exact.t1_ms, t1, rtol=2e-3)
+    np.testing.assert_allclose(exact.t2_ms, t1, rtol=2e-3)
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.complex64)
+    voxels = clean / clean.abs().square().sum(1, keepdim=True).sqrt() + 0.01 * noise
+    result, grid = match(voxels, fine), match(voxels, fine, refine=False)
+    assert bool((result.t2_ms <= result.t1_ms).all())
+    assert bool((result.quality >= grid.quality - 1e-6).all())
+    # Noise drives half of them beyond the edge, along which the best T1 is found all the same.
+    on_edge = result.t2_ms > 0.999 * result.t1_ms
+    assert int(on_edge.sum()) > 5
+    for n in torch.nonzero(on_edge)[:, 0].tolist():
+        near = float(result.t1_ms[n]) * np.geomspace(0.97, 1.03, 25)
+        atoms = project(fisp_signals(PLAYED, near, near), fine)
+        angle = (atoms.conj() @ voxels[n]).abs() / (atoms.norm(dim=1) * voxels[n].norm())
+        assert float(angle.max()) <= float(result.quality[n]) + 3e-6

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from whorl.physics import store as store_module
 from whorl.physics.dictionary import Dictionary, DictionaryParameters, build_dictionary
 from whorl.physics.store import Store, StoreError, file_name, find_or_build
 from whorl.scan.train import Train
@@ -268,3 +269,43 @@ def test_a_killed_process_leaves_nothing_that_matters(tmp_path: Path, built: Dic
     os.utime(orphan, (time.time() - 7200,) * 2)
     store.save(PARAMETERS, built)
     assert not orphan.exists()
+
+
+def test_what_was_just_written_is_kept(tmp_path: Path) -> None:
+    wanted = [parameters_of(n) for n in (30, 31)]
+    dictionaries = [build_dictionary(parameters) for parameters in wanted]
+    Store(tmp_path, 1 << 20).save(wanted[0], dictionaries[0])
+    first = tmp_path / file_name(wanted[0])
+    os.utime(first, (time.time() + 100,) * 2)  # by another machine's clock
+    Store(tmp_path, int(1.5 * first.stat().st_size)).save(wanted[1], dictionaries[1])
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(wanted[1])]
+
+
+def test_a_shared_folder_can_be_read_by_others(tmp_path: Path, built: Dictionary) -> None:
+    before = os.umask(0o022)
+    try:
+        Store(tmp_path, 1 << 20).save(PARAMETERS, built)
+    finally:
+        os.umask(before)
+    assert (tmp_path / file_name(PARAMETERS)).stat().st_mode & 0o777 == 0o644
+
+
+def test_other_code_makes_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file_name(PARAMETERS)
+    monkeypatch.setattr(store_module, "_code", lambda: b"an older version")
+    assert file_name(PARAMETERS) != before
+
+
+def test_names_that_no_path_can_have(built: Dictionary) -> None:
+    warnings: list[str] = []
+    assert find_or_build(PARAMETERS, Store(Path("a\0b"), 1 << 20), lambda _: built, warnings.append) is built
+    assert len(warnings) == 2
+
+
+def test_an_entry_that_says_nothing_of_itself(tmp_path: Path, built: Dictionary) -> None:
+    store = Store(tmp_path, 1 << 20)
+    store.save(PARAMETERS, built)
+    with (tmp_path / file_name(PARAMETERS)).open("wb") as file:
+        np.savez(file, about=np.array("[1]"))
+    (entry,) = store.entries()
+    assert "error" in entry.about

@@ -21,6 +21,8 @@ from whorl.scan.train import Train
 #: The basis comes from every third T1 and T2, a ninth of the atoms: the subspace of all of
 #: them keeps 3e-7 of the energy more.
 _COARSE = 3
+#: K by energy is at most this: what is beyond is rounding.
+MOST_COEFFICIENTS = 64
 #: Atoms that are in memory in double precision at a time.
 _GRAM_ATOMS = 4096
 #: Columns beyond those that the coarse grid needs, in case the fine grid needs more.
@@ -28,9 +30,10 @@ _SPARE_COLUMNS = 3
 
 
 def log_grid(low: float, high: float, step: float) -> NDArray[np.float64]:
-    """Values from `low` to `high`, both included, in equal ratios of at most 1 + `step`."""
+    """Values from `low` to `high`, both included, in equal ratios of at most 1 + `step`; three at least,
+    because between two there is nothing to interpolate with."""
     count = int(np.ceil(np.log(high / low) / np.log1p(step))) + 1
-    grid: NDArray[np.float64] = np.geomspace(low, high, max(count, 2))
+    grid: NDArray[np.float64] = np.geomspace(low, high, max(count, 3))
     return grid
 
 
@@ -141,7 +144,7 @@ class DictionaryParameters:
 
     def grid(self) -> Grid:
         low, high = self.b1_range
-        # Three values at least: between two there is nothing to interpolate with.
+        # Three values at least, as in `log_grid`.
         D = 1 if low == high else max(3, int(np.ceil((high - low) / self.b1_step - 1e-9)) + 1)
         return Grid(
             log_grid(*self.t1_range_ms, self.step),
@@ -274,11 +277,14 @@ def build_dictionary(parameters: DictionaryParameters, device: torch.device | No
     del signals
     t1_ms, t2_ms, b1 = (values.to(device) for values in grid.atoms())
     coefficients, energies = fisp_coefficients(train, t1_ms, t2_ms, b1, basis, model=model)
+    total = float(energies.double().sum())
+    if not 0 < total < float("inf"):
+        raise ValueError("the atoms have no signal: the slice profile cancels, or all flip angles vanish")
     # What the columns keep of the fine grid, which is what was asked for.
     columns = coefficients.abs().double().square().sum(0)
-    kept = (torch.cumsum(columns, 0) / energies.double().sum()).clamp_max(1)
+    kept = (torch.cumsum(columns, 0) / total).clamp_max(1)
     # With one coefficient all atoms would be the same direction.
-    K = wanted or max(2, int((kept < parameters.energy).sum()) + 1)
+    K = wanted or min(max(2, int((kept < parameters.energy).sum()) + 1), MOST_COEFFICIENTS)
     K = min(K, basis.shape[1])
     return Dictionary(
         grid, coefficients[:, :K].contiguous(), basis[:, :K].contiguous(), tuple(kept[:K].tolist())

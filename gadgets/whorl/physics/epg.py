@@ -335,7 +335,7 @@ class _Simulation:
 def n_orders(train: Train, t2_ms: float, tolerance: float = 1e-3) -> int:
     """Orders that `fisp_signal` keeps for one T2, at most those that can return to an echo."""
     needed = _needed_orders(train, torch.tensor([t2_ms], dtype=torch.float64), tolerance)
-    return min(int(needed), (train.n_timepoints + 1) // 2)
+    return min(int(needed), (train.n_timepoints - 1) // 2) + 1
 
 
 def _needed_orders(train: Train, t2_ms: Tensor, tolerance: float) -> Tensor:

@@ -23,6 +23,8 @@ _ROUNDS = 10
 # A GPU is not asked in between which voxels are done, which would make it wait.
 _GPU_ROUNDS = 4
 _ROUNDING = 1e-6
+# Where a step of the grid turns the signal by less than the root of this, in rad, its slope is rounding.
+_FLAT = 1e-8
 # A voxel is done when it moves less, in steps of the grid.
 _STILL = 2e-3
 # Parabolas reach so far from their middle point, in steps of the grid.
@@ -70,7 +72,9 @@ class Surface:
         self.ends = torch.tensor([len(axis) - 1 for axis in grid.axes], dtype=torch.float32, device=device)
         t1_step, t2_step = (_log_step(axis) for axis in grid.axes[:2])
         self.t2_steps_per_t1_step = t1_step / t2_step
-        self._equal = float(np.log(grid.t1_axis_ms[0] / grid.t2_axis_ms[0])) / t2_step
+        equal = self._equal = float(np.log(grid.t1_axis_ms[0] / grid.t2_axis_ms[0])) / t2_step
+        #: Position on the T1 axis below which there is no T2.
+        self.shortest_t1 = max(0.0, -equal / self.t2_steps_per_t1_step)
 
     @property
     def has_b1(self) -> bool:
@@ -113,10 +117,11 @@ class Surface:
         j = place[:, 1].round().long().clamp_min(0)
         return self._starts[i] + torch.minimum(j, self._counts[i] - 1)
 
-    def neighbours(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Middle of the parabolas around places, `(V, 3)`, and their atoms `(V, 3·3·(3 or 1), K)`.
+    def neighbours(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Middle of the parabolas around places, `(V, 3)`, their atoms `(V, 3·3·(3 or 1), K)`, and whether
+        there are 3 x 3 of T1 and T2, `(V,)`.
 
-        Where there are no 3 x 3 atoms, all of them are the nearest one: a surface that is flat.
+        Where there are not, all of them are the nearest one: a surface that is flat.
         """
         n_pairs = self.dictionary.grid.n_pairs
         pair = self.nearest_pair(place)
@@ -135,11 +140,11 @@ class Surface:
         centre = torch.stack(middle, 1).float()
         own = torch.stack([self._i[pair], self._j[pair]], 1).float()
         centre[:, :2] = torch.where(whole[:, None], centre[:, :2], own)
-        return centre, self.dictionary.coefficients[atoms.flatten(1)]
+        return centre, self.dictionary.coefficients[atoms.flatten(1)], whole
 
     def at(self, place: Tensor) -> Tensor:
         """Coefficients `(V, K)` of the surface at places."""
-        centre, atoms = self.neighbours(place)
+        centre, atoms, _ = self.neighbours(place)
         weights = _products(_parabolas(place - centre, self.has_b1)[0])
         return torch.bmm(weights[:, None].to(atoms.dtype), atoms)[:, 0]
 
@@ -195,10 +200,12 @@ def climb(coefficients: Tensor, surface: Surface, start: Tensor, b1_place: Tenso
 
 def _climb_once(coefficients: Tensor, surface: Surface, place: Tensor, free: int) -> tuple[Tensor, Tensor]:
     """Better places on the parabolas around some places, and which voxels are not done yet."""
-    centre, atoms = surface.neighbours(place)
+    centre, atoms, whole = surface.neighbours(place)
     offset = place - centre
     # Neighbours that had to be moved (near T2 = T1) lie farther away.
     low = torch.maximum(-centre, (offset - 1).clamp_max(-_REACH))[:, :free]
+    # A T1 below the shortest T2 has none.
+    low[:, 0] = torch.maximum(low[:, 0], surface.shortest_t1 - centre[:, 0])
     high = torch.minimum(surface.ends - centre, (offset + 1).clamp_min(_REACH))[:, :free]
 
     def look(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,10 +245,12 @@ def _climb_once(coefficients: Tensor, surface: Surface, place: Tensor, free: int
         # So do axes at their end.
         held = ((offset[:, :free] <= low) & (uphill < 0)) | ((offset[:, :free] >= high) & (uphill > 0))
         held[:, 1] |= edge
+        held[:, :2] |= ~whole[:, None]
         moves = (~held).to(slope.dtype)
         curved = (along.mT @ metric @ along) * moves[:, :, None] * moves[:, None, :]
         diagonal = curved.diagonal(dim1=1, dim2=2)
-        ridge = damping[:, None] * diagonal + 1e-6 * diagonal.amax(1, keepdim=True) + 1e-30
+        ridge = damping[:, None] * diagonal + 1e-6 * diagonal.amax(1, keepdim=True)
+        ridge = ridge + _FLAT * height[:, None] + 1e-30
         step = torch.linalg.solve_ex(curved + torch.diag_embed(ridge), uphill * moves)[0]
         step = (along @ step[:, :, None])[:, :, 0]
         trial = offset.clone()
@@ -259,4 +268,7 @@ def _climb_once(coefficients: Tensor, surface: Surface, place: Tensor, free: int
     found = centre + offset
     # Other parabolas may lead on where these end.
     leaves = (surface.nearest_pair(found) != surface.nearest_pair(place)) & (offset.abs() > 0.75).any(1)
+    axis = centre[:, :free] + offset[:, :free]
+    rim = (offset[:, :free] >= high) & (axis < surface.ends[:free])
+    leaves |= (rim | ((offset[:, :free] <= low) & (axis > 0))).any(1)
     return found, leaves | (moved > _STILL)

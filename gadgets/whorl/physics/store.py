@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -97,7 +97,7 @@ class Store:
             size = path.stat().st_size
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter for names that no path can have
             raise StoreError(f"the cached dictionary {path} cannot be read: {error}") from error
         if size > _LARGEST_BYTES:
             raise StoreError(
@@ -172,7 +172,7 @@ class Store:
                     os.fsync(file.fileno())
                 temporary.replace(path)
             self._tidy(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise StoreError(f"the dictionary cannot be kept in {self.folder}: {error}") from error
 
     def entries(self) -> list[Entry]:
@@ -183,7 +183,7 @@ class Store:
                 stat = path.stat()
                 try:
                     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                        about = json.loads(str(file["about"]))
+                        about = dict(json.loads(str(file["about"])))
                 except Exception as error:  # as in `load`
                     about = {"error": str(error) or type(error).__name__}
                 result.append(Entry(path, stat.st_size, stat.st_mtime, about))
@@ -192,42 +192,52 @@ class Store:
     def clear(self) -> tuple[int, int]:
         """Remove all dictionaries; how many there were, and their bytes. Other files stay."""
         count = n_bytes = 0
-        for path in [*self._files(), *self._unfinished()]:
-            size = path.stat().st_size
-            path.unlink(missing_ok=True)
-            count, n_bytes = count + path.name.endswith(_SUFFIX), n_bytes + size
+        for path in [*self._files(), *self._abandoned()]:
+            with suppress(FileNotFoundError):  # another process was faster
+                size = path.stat().st_size
+                path.unlink()
+                count, n_bytes = count + path.name.endswith(_SUFFIX), n_bytes + size
         return count, n_bytes
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+        return sorted(path for path in self.folder.glob(f"{_PREFIX}*{_SUFFIX}") if path.is_file())
 
-    def _unfinished(self) -> list[Path]:
-        return sorted(self.folder.glob(f".{_PREFIX}*{_UNFINISHED}"))
+    def _abandoned(self) -> list[Path]:
+        """Files that a process has not finished, and will not."""
+        abandoned = []
+        for path in self.folder.glob(f".{_PREFIX}*{_UNFINISHED}"):
+            with suppress(FileNotFoundError):  # finished meanwhile
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    abandoned.append(path)
+        return abandoned
 
     def _tidy(self, latest: Path) -> None:
-        now = time.time()
-        with suppress(FileNotFoundError):  # removed by another process
-            for path in self._unfinished():
-                if now - path.stat().st_mtime > _ABANDONED_S:
-                    path.unlink(missing_ok=True)
-            stats = {path: path.stat() for path in self._files()}
-            total = sum(stat.st_size for stat in stats.values())
-            for path in sorted(stats, key=lambda path: (path == latest, stats[path].st_mtime)):
-                if total <= self._limit:
-                    break
-                path.unlink(missing_ok=True)
-                total -= stats[path].st_size
+        stats = {}
+        for path in self._files():
+            with suppress(FileNotFoundError):  # removed by another process
+                stats[path] = path.stat()
+        total = sum(stat.st_size for stat in stats.values())
+        for path in self._abandoned():
+            with suppress(OSError):  # somebody else's
+                path.unlink()
+        for path in sorted(stats, key=lambda path: (path == latest, stats[path].st_mtime)):
+            if total <= self._limit:
+                break
+            with suppress(OSError):
+                path.unlink()
+            total -= stats[path].st_size
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A new file beside `path`, which is gone at the end unless it was moved."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=_UNFINISHED)
-    os.close(handle)
+    # Not by `tempfile`, whose files nobody else may read: the folder may be shared.
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{_UNFINISHED}")
+    temporary.touch(exist_ok=False)
     try:
-        yield Path(name)
+        yield temporary
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def find_or_build(

@@ -84,8 +84,9 @@ def read_b1_map(path: str) -> TransmitField:
         If the file cannot be read or does not hold a relative transmit field.
     """
     try:
-        if (size := Path(path).stat().st_size) > _LARGEST_BYTES:
-            raise ValueError(f"{size} bytes are more than {_LARGEST_BYTES}")
+        size = Path(path).stat().st_size
+        if not Path(path).is_file() or size > _LARGEST_BYTES:
+            raise ValueError(f"it is no file of at most {_LARGEST_BYTES} bytes")
         with Path(path).open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -95,7 +96,9 @@ def read_b1_map(path: str) -> TransmitField:
                         raise ValueError(f"expected an array b1, got {', '.join(loaded.files) or 'none'}")
                     loaded = loaded[name]
     except Exception as error:  # a foreign file may raise whatever its reader comes across
-        raise ScanError(f"the B1 map {path} cannot be read as .npy or .npz: {error}") from error
+        # numpy takes what it does not know for a pickle, and advises to load it all the same.
+        why = "it holds no array of numbers" if "pickle" in str(error) else str(error)
+        raise ScanError(f"the B1 map {path} cannot be read as .npy or .npz: {why}") from error
     if loaded.ndim == 2:
         loaded = loaded[None]
     if loaded.ndim != 3 or not loaded.size or loaded.dtype.kind not in "fiu":
