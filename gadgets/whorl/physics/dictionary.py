@@ -91,8 +91,11 @@ class Grid:
         t1 = np.repeat(self.t1_axis_ms, self.counts)
         t2 = np.concatenate([self.t2_axis_ms[:count] for count in self.counts])
         D = len(self.b1_axis)
-        lists = (np.tile(t1, D), np.tile(t2, D), np.repeat(self.b1_axis, self.n_pairs))
-        return tuple(torch.tensor(values, dtype=torch.float32) for values in lists)  # type: ignore[return-value]
+        fields = np.repeat(self.b1_axis, self.n_pairs)
+        t1_ms, t2_ms, b1 = (
+            torch.tensor(values, dtype=torch.float32) for values in (np.tile(t1, D), np.tile(t2, D), fields)
+        )
+        return t1_ms, t2_ms, b1
 
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Places on the axes of T1 and T2 of one B1's atoms, each `(n_pairs,)`."""
