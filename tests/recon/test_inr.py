@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whorl.recon import inr
-from whorl.recon.inr import DeadlinePassed, GridEncoder, fit_inr, interpolation_matrix, solve_head
+from whorl.recon.inr import DeadlinePassed, fit_inr, solve_head
 
 SHAPE = (44, 37)
 
@@ -26,67 +26,6 @@ def one_thread() -> Iterator[None]:
 
 
 FITS = pytest.mark.parametrize("fit", ["varpro", "adam"])
-
-
-@pytest.mark.parametrize(("points", "pixels"), [(2, 9), (5, 9), (4, 11), (7, 8), (9, 9), (2, 1), (1, 5)])
-def test_interpolation_is_linear_and_exact_at_its_points(points: int, pixels: int) -> None:
-    matrix = interpolation_matrix(points, pixels)
-    assert matrix.shape == (pixels, points)
-    torch.testing.assert_close(matrix.sum(1), torch.ones(pixels))
-    assert float(matrix.min()) >= 0
-    assert int((matrix > 0).sum(1).max()) <= 2
-    if points > 1 and pixels > 1:
-        # A straight line stays one, from the first pixel to the last.
-        line = matrix @ torch.linspace(-1, 3, points)
-        torch.testing.assert_close(line, torch.linspace(-1, 3, pixels))
-    if points == pixels:
-        torch.testing.assert_close(matrix, torch.eye(points))
-
-
-LINES = slice(None)
-
-
-def encoder_of(shape: tuple[int, int]) -> GridEncoder:
-    generator = torch.Generator().manual_seed(1)
-    return GridEncoder(
-        shape, levels=3, features=2, base=3, finest=8, generator=generator, device=torch.device("cpu")
-    )
-
-
-def test_encoder_reads_its_grids_bilinearly() -> None:
-    shape = (11, 8)
-    encoder = encoder_of(shape)
-    features = encoder(LINES)
-    assert features.shape == (6, 11 * 8)
-    torch.testing.assert_close(encoder(slice(1, None, 2)), features.reshape(6, *shape)[:, 1::2].flatten(1))
-    features = features.reshape(6, *shape)
-    assert len(encoder.grids) == 3
-    for level, grid in enumerate(encoder.grids):
-        expected = torch.nn.functional.interpolate(
-            grid[None], size=shape, mode="bilinear", align_corners=True
-        )[0]
-        torch.testing.assert_close(features[2 * level : 2 * level + 2], expected, rtol=0, atol=1e-9)
-    # The longer side has the nominal number of points, the shorter one its share; levels get finer.
-    assert [tuple(grid.shape[1:]) for grid in encoder.grids] == [(3, 2), (5, 4), (8, 6)]
-
-
-def test_gradient_of_the_encoder_is_its_adjoint() -> None:
-    encoder = encoder_of((11, 8))
-    weight = torch.randn((6, 88), generator=torch.Generator().manual_seed(2))
-    (encoder(LINES) * weight).sum().backward()  # type: ignore[no-untyped-call]
-    gradients = [grid.grad for grid in encoder.grids]
-    generator = torch.Generator().manual_seed(3)
-    for grid, gradient in zip(encoder.grids, gradients, strict=True):
-        assert gradient is not None
-        assert gradient.shape == grid.shape
-        change = torch.randn(grid.shape, generator=generator)
-        with torch.no_grad():
-            before = encoder(LINES)
-            grid.add_(change)
-            left = ((encoder(LINES) - before) * weight).sum()
-            grid.sub_(change)
-        # <E d, w> = <d, Eᵀ w>; sums of some hundred products in float32.
-        assert float(left) == pytest.approx(float((change * gradient).sum()), abs=1e-3)
 
 
 def test_head_is_the_ridge_regression() -> None:

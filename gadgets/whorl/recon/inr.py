@@ -1,28 +1,40 @@
 """One joint implicit neural representation (INR) of all subspace images.
 
-A grid encoder and a small MLP map each place to a joint feature vector φ(r); every subspace image
+An encoder and a small MLP map each place to a joint feature vector φ(r); every subspace image
 is a linear combination of it, ``x_k(r) = w_kᵀ φ(r) + b_k``. It is fitted to the images x0 in the
 image domain, without training data and without k-space.
 
-Letters: K coefficients, Y X pixels, P pixels of the box around the object, L levels, D features of a
-level, F size of φ, J real images.
+Letters: K coefficients, Y X pixels, P pixels of the box around the object, F size of φ, J real images.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from whorl.recon.encoders import make_encoder
+
+_logger = logging.getLogger("whorl")
+
 # A line of pixels is much like its neighbour: the iterations look at every other one, in turn. The maps
 # are as good, in little more than half the time.
 _HALVES = (slice(0, None, 2), slice(1, None, 2))
 _ALL = slice(None)
+
+#: Largest stable learning rates by encoder.
+_LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.01, "siren": 0.001}
+
+#: Iterations on a GPU before they are captured: of each half two, so that all buffers exist.
+_BEFORE_CAPTURE = 4
 
 
 class DeadlinePassed(TimeoutError):  # noqa: N818 - as TimeoutError
@@ -35,68 +47,6 @@ class InrFit:
 
     coefficients: Tensor
     losses: tuple[float, ...]
-
-
-def interpolation_matrix(points: int, pixels: int, device: torch.device | None = None) -> Tensor:
-    """Linear interpolation from `points` equidistant grid points to a raster: `(pixels, points)`.
-
-    The first and last grid point lie on the first and last pixel.
-    """
-    place = torch.linspace(0, points - 1, pixels, dtype=torch.float64)
-    left = place.floor().clamp(max=max(points - 2, 0)).long()
-    part = place - left
-    matrix = torch.zeros((pixels, points), dtype=torch.float64)
-    matrix[torch.arange(pixels), left] = 1 - part
-    if points > 1:
-        matrix[torch.arange(pixels), left + 1] += part
-    return matrix.to(torch.float32).to(device)
-
-
-class GridEncoder(torch.nn.Module):
-    """Multi-resolution feature grids, each dense, read out on the fixed pixel raster.
-
-    Because the places are always the pixels, a level is ``W_y · G · W_xᵀ`` with two small constant
-    matrices: exact bilinear interpolation, with a backward pass that is two matrix products.
-
-    References
-    ----------
-    Müller et al., ACM Trans Graph 41:102 (2022), doi:10.1145/3528223.3530127.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        *,
-        levels: int,
-        features: int,
-        base: int,
-        finest: int,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        growth = (finest / base) ** (1 / max(levels - 1, 1))
-        self.grids = torch.nn.ParameterList()
-        self._read: list[tuple[Tensor, Tensor]] = []
-        for level in range(levels):
-            points = base * growth**level
-            sizes = [max(2, min(n, round(points * n / max(shape)))) for n in shape]
-            # Small values let the first iterations shape the features rather than remember them.
-            grid = (torch.rand((features, *sizes), generator=generator) * 2 - 1) * 1e-4
-            self.grids.append(torch.nn.Parameter(grid.to(device)))
-            rows, columns = (
-                interpolation_matrix(size, n, device) for size, n in zip(sizes, shape, strict=True)
-            )
-            self._read.append((rows, columns.T.contiguous()))
-
-    def forward(self, lines: slice) -> Tensor:
-        """Features `(L·D, P)` of the pixels in some lines of the raster."""
-        return torch.cat(
-            [
-                (rows[lines] @ grid @ columns).flatten(1)
-                for grid, (rows, columns) in zip(self.grids, self._read, strict=True)
-            ]
-        )
 
 
 class _Mlp(torch.nn.Module):
@@ -137,7 +87,8 @@ def solve_head(features: Tensor, target: Tensor, ridge: float) -> Tensor:
     gram = (features @ features.T).double()
     right = (features @ target.T).double()
     gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    head: Tensor = torch.linalg.solve(gram, right).T
+    # The checks of `solve` would wait for a GPU; a head that is not finite shows in the images.
+    head: Tensor = torch.linalg.solve_ex(gram, right).result.T
     return head.to(features.dtype)
 
 
@@ -147,18 +98,63 @@ def warm_up() -> None:
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
 
 
+@contextmanager
+def _stream_for(device: torch.device) -> Iterator[None]:
+    """On a GPU, a stream of its own: what is captured as a graph may not touch the default stream."""
+    if device.type != "cuda":
+        yield
+        return
+    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    own.wait_stream(outer)
+    with torch.cuda.stream(own):
+        yield
+    outer.wait_stream(own)
+
+
+def _captured(steps: list[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
+    """Steps as CUDA graphs, which launch their many small kernels at once; as they are if that fails.
+
+    Must be called on the stream and after the warm-up that graphs need. Other threads may use the GPU
+    meanwhile. Never run on a GPU so far.
+    """
+
+    def replay(graph: torch.cuda.CUDAGraph, result: Tensor) -> Tensor:
+        graph.replay()
+        return result.clone()  # the next replay writes to the same place
+
+    graphs = []
+    try:
+        for step in steps:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
+                result = step()
+            graphs.append(partial(replay, graph, result))
+    except RuntimeError as error:
+        _logger.warning("the INR runs without a CUDA graph: %s", error)
+        return steps
+    return [*graphs]
+
+
 def fit_inr(
     coefficients: Tensor,
     mask: Tensor,
     *,
     fit: str = "varpro",
+    encoder: str = "grid",
     iterations: int = 0,
     levels: int = 8,
     features: int = 4,
     base_resolution: int = 16,
     finest_resolution: int = 128,
+    log2_table: int = 15,
+    frequencies: int = 64,
+    sigma: float = 10.0,
+    layers: int = 3,
+    omega: float = 30.0,
     hidden: int = 64,
-    learning_rate: float = 0.03,
+    learning_rate: float = 0.0,
     lambda_enc: float = 3e-6,
     lambda_mlp: float = 1e-6,
     ridge: float = 1e-4,
@@ -218,54 +214,76 @@ def fit_inr(
     target = (torch.cat([x0.real, x0.imag]) if x0.is_complex() else x0) / scale  # (J, Y', X')
     J = len(target)
 
-    share = max(box_shape) / max(shape)  # resolutions are given for the whole field of view
     generator = torch.Generator().manual_seed(seed)
-    encoder = GridEncoder(
+    encode = make_encoder(
+        encoder,
         box_shape,
+        share=max(box_shape) / max(shape),
         levels=levels,
         features=features,
-        base=max(2, round(base_resolution * share)),
-        finest=max(2, round(finest_resolution * share)),
+        base=base_resolution,
+        finest=finest_resolution,
+        log2_table=log2_table,
+        frequencies=frequencies,
+        sigma=sigma,
+        layers=layers,
+        hidden=hidden,
+        omega=omega,
         generator=generator,
         device=device,
     )
-    mlp = _Mlp([levels * features, hidden, hidden], generator, device)
-    groups = [(list(encoder.parameters()), lambda_enc), (list(mlp.parameters()), lambda_mlp)]
-    head = torch.zeros((J, hidden + 1), device=device)
+    # The features of sine layers are already what an MLP would make of them.
+    sizes = [encode.n_features] if encoder == "siren" else [encode.n_features, hidden, hidden]
+    mlp = _Mlp(sizes, generator, device)
+    groups = [(list(encode.parameters()), lambda_enc), (list(mlp.parameters()), lambda_mlp)]
+    head = torch.zeros((J, sizes[-1] + 1), device=device)
     if fit == "adam":
         head[:, :-1] = ((torch.rand((J, hidden), generator=generator) * 2 - 1) / math.sqrt(hidden)).to(device)
         head = torch.nn.Parameter(head)
         groups.append(([head], lambda_mlp))
+    on_gpu = device.type == "cuda"
+    rate = learning_rate or _LEARNING_RATES[encoder]
     optimiser = torch.optim.Adam(
-        [p for group, _ in groups for p in group], lr=learning_rate, betas=(0.9, 0.99), foreach=True
+        [p for group, _ in groups for p in group],
+        # A graph reads the learning rate from where it lies on the GPU.
+        lr=torch.tensor(rate, device=device) if on_gpu else rate,
+        betas=(0.9, 0.99),
+        foreach=True,
+        capturable=on_gpu,
     )
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / iterations))
+    decay = 0.1 ** (1 / iterations)
 
     def joint_features(lines: slice) -> Tensor:
         weight = inside[:, lines].flatten(1)
-        return torch.cat([mlp(encoder(lines)) * weight, weight])  # (F+1, P)
+        return torch.cat([mlp(encode(lines)) * weight, weight])  # (F+1, P)
 
-    losses = []
-    for iteration in range(iterations):
-        if deadline is not None and time.monotonic() > deadline:
-            raise DeadlinePassed(
-                f"the INR was at iteration {iteration} of {iterations} when its time was over"
-            )
+    def step(lines: slice) -> Tensor:
+        """One iteration on some lines; gives the data term. Never waits for the device."""
         optimiser.zero_grad(set_to_none=True)
-        lines = _HALVES[iteration % 2]
         wanted = target[:, lines].flatten(1)
         phi = joint_features(lines)
-        if fit == "varpro":
-            # The head is at its optimum, so no gradient needs to pass through its solution.
-            head = solve_head(phi.detach(), wanted, ridge)
-        error = (head @ phi - wanted).square().sum() / inside[:, lines].sum().clamp_min(1)
+        # The head of varpro is at its optimum, so no gradient needs to pass through its solution.
+        weights = solve_head(phi.detach(), wanted, ridge) if fit == "varpro" else head
+        error = (weights @ phi - wanted).square().sum() / inside[:, lines].sum().clamp_min(1)
         penalty = sum(factor * p.square().sum() for group, factor in groups for p in group)
         (error + penalty).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        schedule.step()
-        losses.append(error.detach())
-        if progress is not None:
-            progress(iteration + 1, iterations)
+        return error.detach()
+
+    losses = []
+    steps: list[Callable[[], Tensor]] = [partial(step, lines) for lines in _HALVES]
+    with _stream_for(device):
+        for iteration in range(iterations):
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlinePassed(
+                    f"the INR was at iteration {iteration} of {iterations} when its time was over"
+                )
+            if on_gpu and iteration == _BEFORE_CAPTURE:
+                steps = _captured(steps)
+            losses.append(steps[iteration % 2]())
+            optimiser.param_groups[0]["lr"] *= decay
+            if progress is not None:
+                progress(iteration + 1, iterations)
 
     with torch.no_grad():
         phi = joint_features(_ALL)
