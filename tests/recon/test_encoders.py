@@ -185,8 +185,7 @@ def test_hash_of_a_volume_is_read_trilinearly() -> None:
     sizes = [(2, 4, 3), (3, 6, 5)]
     first, second = encoder.table.split([math.prod(size) for size in sizes])
     expected = [
-        bilinear(table.T.reshape(2, *size), shape)
-        for table, size in zip((first, second), sizes, strict=True)
+        bilinear(table.T.reshape(2, *size), shape) for table, size in zip((first, second), sizes, strict=True)
     ]
     features = encoder(ALL)
     torch.testing.assert_close(features, torch.cat(expected), rtol=0, atol=1e-9)
@@ -242,8 +241,11 @@ def test_siren_is_layers_of_sines() -> None:
 def test_a_smooth_object_is_fitted(name: str, fit: str) -> None:
     y, x = torch.arange(40)[:, None] - 22.0, torch.arange(34)[None, :] - 15.0
     mask = (y / 16) ** 2 + (x / 13) ** 2 < 1
-    truth = torch.stack([1 + 0.3 * torch.cos(0.2 * y) * torch.sin(0.15 * x), 0.3 * torch.sin(0.2 * x + 0.1 * y)])
+    truth = torch.stack(
+        [1 + 0.3 * torch.cos(0.2 * y) * torch.sin(0.15 * x), 0.3 * torch.sin(0.2 * x + 0.1 * y)]
+    )
     truth = truth * mask
     fitted = fit_inr(truth, mask, encoder=name, fit=fit, iterations=100).coefficients
     error = float((fitted - truth).norm() / truth.norm())
-    assert error < 0.05
+    # Measured: 4.5 % for Adam on Fourier features, 0.6 to 1.7 % for all others.
+    assert error < (0.07 if (name, fit) == ("fourier", "adam") else 0.03)

@@ -239,8 +239,8 @@ class HashEncoder(Encoder):
 
     def _entries(self, corner: list[Tensor], sizes: list[int]) -> Tensor:
         """Table entry of grid points, given by their index along each axis (tensors that broadcast)."""
+        entry = corner[0]
         if math.prod(sizes) <= self._table_size:
-            entry = corner[0]
             for index, size in zip(corner[1:], sizes[1:], strict=True):
                 entry = entry * size + index
             return entry
@@ -248,7 +248,7 @@ class HashEncoder(Encoder):
         for index, prime in zip(reversed(corner), _PRIMES, strict=False):
             # As in the paper's 32 bits: of the products only the lowest bits are kept.
             entry = entry ^ (index * prime)
-        return entry % self._table_size
+        return entry.remainder(self._table_size)
 
     def _matrix(self, lines: slice) -> _SparseMatrix:
         """Interpolation of some lines from the table, one row for each level and pixel; prepared once."""

@@ -30,8 +30,9 @@ _logger = logging.getLogger("whorl")
 _HALVES = (slice(0, None, 2), slice(1, None, 2))
 _ALL = slice(None)
 
-#: Largest stable learning rates by encoder.
-_LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.01, "siren": 0.001}
+#: Learning rates by encoder. Those of `fourier` and `siren` are a compromise between a smooth object and one
+#: with edges (one seed each); 0.03 was the largest that was tried for `fourier`.
+_LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
 
 #: Iterations on a GPU before they are captured: of each half two, so that all buffers exist.
 _BEFORE_CAPTURE = 4
@@ -150,8 +151,8 @@ def fit_inr(
     finest_resolution: int = 128,
     log2_table: int = 15,
     frequencies: int = 64,
-    sigma: float = 10.0,
-    layers: int = 3,
+    sigma: float = 5.0,
+    layers: int = 4,
     omega: float = 30.0,
     hidden: int = 64,
     learning_rate: float = 0.0,
@@ -174,10 +175,22 @@ def fit_inr(
         `(K, Y, X)`: x0, complex, or real where a common phase has been taken out.
     mask
         Boolean `(Y, X)`: pixels that are fitted.
+    encoder
+        `grid`, `hash`, `fourier` or `siren`, see `whorl.recon.encoders`; `siren` has no further MLP.
+    base_resolution, finest_resolution, log2_table
+        Grid points along the field of view of the first and last level (`grid`, `hash`), and the entries
+        of a level's table as a power of two (`hash`).
+    frequencies, sigma
+        Of `fourier`: their number, and their spread in cycles per field of view.
+    layers, omega
+        Of `siren`: sine layers of the width `hidden`, and the factor of their angles.
+    learning_rate
+        0: by encoder, 0.03, and 0.001 for `siren`.
     iterations
         0: 100 for ``varpro``, 300 for ``adam``.
     deadline
-        Time (`time.monotonic`) at which the fit gives up.
+        Time (`time.monotonic`) at which the fit gives up. The loop does not wait for a GPU: what counts is
+        when an iteration is queued.
     progress
         Called with (iteration, iterations).
 
@@ -190,7 +203,12 @@ def fit_inr(
     FloatingPointError
         If the fit diverges.
     ValueError
-        If the mask is empty.
+        If the mask is empty, or there is no such encoder.
+
+    Notes
+    -----
+    On a GPU one iteration of each half of the raster is captured as a CUDA graph. This part has never run
+    on a GPU.
 
     References
     ----------
