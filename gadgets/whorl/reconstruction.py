@@ -27,7 +27,7 @@ from whorl.recon.corrected import corrected_start, imaginary_share
 from whorl.recon.inr import DeadlinePassed, fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
-from whorl.recon.normal import NormalOperator
+from whorl.recon.normal import make_normal
 from whorl.scan.failure import ScanError
 from whorl.scan.header import Header
 from whorl.scan.trajectory import resolve_units, to_recon_pixels

@@ -71,7 +71,34 @@ class Interleaves:
         return np.stack([self._trajectories[n] for n in numbers])
 
 
-@dataclass(frozen=True, slots=True)
+#: Share of the timepoints that are kept by themselves.
+_HELD = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Readouts that are kept by themselves, to judge a reconstruction that has not seen them.
+
+    Parameters
+    ----------
+    readouts
+        Complex `(R, V, S)`.
+    timepoint, interleaf
+        `(R,)`; the interleaf as an index into `SubspaceKspace.bins`.
+    """
+
+    readouts: Tensor
+    timepoint: Tensor
+    interleaf: Tensor
+
+
+def held_timepoints(n_timepoints: int) -> Tensor:
+    """Timepoints to keep: a tenth, scattered irregularly but always the same; none of a short train."""
+    shuffled = torch.randperm(n_timepoints, generator=torch.Generator().manual_seed(0))
+    return shuffled[: int(_HELD * n_timepoints)].sort().values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SubspaceKspace:
     """What a slice's reconstruction starts from.
 
@@ -83,11 +110,14 @@ class SubspaceKspace:
         `(I, K, K)` complex64: ``Σ conj(u_t) u_tᵀ`` by interleaf.
     interleaves
         `(I,)` numbers of the interleaves that were visited, in `Interleaves`.
+    held
+        Some of the readouts by themselves, as well; ``None`` if none were to be kept.
     """
 
     bins: Tensor
     gram: Tensor
     interleaves: NDArray[np.int64]
+    held: HeldOut | None = None
 
 
 class SliceBuffer:
@@ -107,10 +137,18 @@ class SliceBuffer:
         Virtual coils V; 0: by energy.
     device
         Where the compressed data live.
+    keep_held
+        Whether a tenth of the readouts is also kept by itself.
     """
 
     def __init__(
-        self, first: Readout, whitening: Tensor | None, n_virtual: int, device: torch.device
+        self,
+        first: Readout,
+        whitening: Tensor | None,
+        n_virtual: int,
+        device: torch.device,
+        *,
+        keep_held: bool = False,
     ) -> None:
         C, S = first.data.shape
         self.head: np.void = first.head.copy()
@@ -128,6 +166,8 @@ class SliceBuffer:
         self._seen: dict[int, int] = {}  # timepoint -> digest of its data
         self._bins: Tensor | None = None
         self._gram: Tensor | None = None
+        self._keep_held = keep_held
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []  # readouts, timepoints, interleaves
         self._place: Callable[[NDArray[np.void]], NDArray[np.int64]] | None = None
         self._n_timepoints = 0
         self.interleaves = Interleaves()
@@ -229,9 +269,13 @@ class SliceBuffer:
         timepoint = torch.tensor(self._timepoint[:n_rows], device=self._device)
         interleaf = torch.tensor(self._interleaf[:n_rows], device=self._device)
         start = 0
+        kept = held_timepoints(len(basis)).to(self._device)
         for rows in self._rows:
             t, i = timepoint[start : start + len(rows)], interleaf[start : start + len(rows)]
             used = t >= 0
+            if self._keep_held:
+                held = torch.isin(t, kept)
+                self._held.append((rows[held], t[held], i[held]))
             fold(self._bins, rows[used], t[used], i[used], basis)
             fold_gram(self._gram, t[used], i[used], basis)
             start += len(rows)
@@ -248,6 +292,12 @@ class SliceBuffer:
         assert self._bins is not None
         assert self._gram is not None
         visited = torch.nonzero(self._gram.diagonal(dim1=1, dim2=2).abs().sum(1) > 0)[:, 0]
-        if len(visited) < len(self._bins):
-            return SubspaceKspace(self._bins[visited], self._gram[visited], visited.cpu().numpy())
-        return SubspaceKspace(self._bins, self._gram, visited.cpu().numpy())
+        bins, gram = self._bins, self._gram
+        if len(visited) < len(bins):
+            bins, gram = bins[visited], gram[visited]
+        held = None
+        if sum(len(t) for _, t, _ in self._held):
+            readouts, timepoint, interleaf = (torch.cat(parts) for parts in zip(*self._held, strict=True))
+            # Numbers of interleaves become places among those that were visited.
+            held = HeldOut(readouts, timepoint, torch.searchsorted(visited, interleaf))
+        return SubspaceKspace(bins, gram, visited.cpu().numpy(), held)

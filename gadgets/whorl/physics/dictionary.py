@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whorl.physics.cores import spread
+from whorl.cores import spread
 from whorl.physics.epg import SignalModel, fisp_coefficients, fisp_signal
 from whorl.scan.train import Train
 

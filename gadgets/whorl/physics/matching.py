@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whorl.physics.cores import spread
+from whorl.cores import spread
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.interpolation import Surface, climb
 

@@ -3,19 +3,23 @@
 A FISP train is real up to one phase, and so is its basis: all coefficients of a voxel share one
 phase. With a smooth estimate p of it the unknowns are real, half as many, and a few
 conjugate-gradient steps on ``Re(p* M N M p) z = Re(p* M b)`` suffice (M the object mask, N the
-normal operator, b = x0). The side lobes of an uneven order go, the noise halves.
+normal operator, b = x0). They start from the calibrated images. The side lobes of an uneven order go,
+the noise halves. Half-way the coil maps and the phase are estimated anew: by the images of the coils that
+the estimate and its residual give.
 
-Letters: K coefficients, Y X pixels.
+Letters: K coefficients, C coils, Y X pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from whorl.kspace.coils import smooth
+from whorl.kspace.coils import coil_maps, combine, smooth
+from whorl.recon.slicedata import SliceData
 
 #: Width in pixels within which the object's phase is taken to be smooth.
 _PHASE_SIGMA = 3.0
@@ -50,62 +54,87 @@ def imaginary_share(images: Tensor, phase: Tensor, mask: Tensor) -> float:
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor], right: Tensor, start: Tensor | None, steps: int
 ) -> Tensor:
-    """A fixed number of steps for a symmetric positive semidefinite `operator` on real tensors."""
+    """A fixed number of steps for a Hermitian positive semidefinite `operator`, real or complex.
+
+    Never waits for the device. Where nothing is left of the residual, the rest of the steps change nothing.
+    """
     z = torch.zeros_like(right) if start is None else start.clone()
     residual = right.clone() if start is None else right - operator(z)
     direction = residual.clone()
-    energy = residual.square().sum()
+    energy = residual.abs().square().sum()
+    tiny = torch.finfo(energy.dtype).tiny
     for _ in range(steps):
-        if not float(energy) > 0:
-            break
         image = operator(direction)
-        length = energy / (direction * image).sum()
+        length = energy / (direction.conj() * image).real.sum().clamp_min(tiny)
+        length = length.where(energy > 0, 0)
         z += length * direction
         residual -= length * image
-        previous, energy = energy, residual.square().sum()
-        direction = residual + (energy / previous) * direction
+        previous, energy = energy, residual.abs().square().sum()
+        direction = residual + (energy / previous.clamp_min(tiny)) * direction
     return z
 
 
-def corrected_start(
-    images: Tensor, mask: Tensor, normal: Callable[[Tensor], Tensor], energies: Tensor, *, steps: int = 4
-) -> tuple[Tensor, Tensor]:
-    """Real coefficients and their joint phase from the adjoint images.
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Real coefficients z `(K, Y, X)` and phase factor p `(Y, X)`: the subspace images are ``p z``."""
+
+    data: SliceData
+    z: Tensor
+    phase: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """``p z``, `(K, Y, X)`."""
+        return self.phase * self.z
+
+    def operator(self, z: Tensor) -> Tensor:
+        """``Re(p* M N M p) z``."""
+        inside = self.data.mask.to(z.dtype)
+        return (self.phase.conj() * self.data.normal(self.phase * (inside * z))).real * inside
+
+    @property
+    def right(self) -> Tensor:
+        """``Re(p* M b)``."""
+        return (self.phase.conj() * self.data.x0).real * self.data.mask.to(self.z.dtype)
+
+
+def begin(data: SliceData) -> Start:
+    """The calibrated images, real."""
+    phase = joint_phase(data.calibrated, data.energies)
+    return Start(data, (phase.conj() * data.calibrated).real * data.mask, phase)
+
+
+def advance(start: Start, steps: int) -> Start:
+    """Some conjugate-gradient steps."""
+    return replace(start, z=conjugate_gradients(start.operator, start.right, start.z, steps))
+
+
+def refine(start: Start) -> Start:
+    """New coil maps and phase: of the images of each coil, which the residual has corrected."""
+    data, estimate = start.data, start.images * start.data.mask
+    inside = data.mask.to(start.z.dtype)
+    missed = data.coil_images - data.normal.coil_images(estimate)
+    corrected = estimate[:, None] * data.normal.csm + inside * missed  # (K, C, Y, X)
+    csm = coil_maps(corrected)
+    together = smooth((start.z * combine(corrected, csm)).sum(0)[None], _PHASE_SIGMA)[0]
+    phase = torch.polar(torch.ones_like(together.real), together.angle())
+    return replace(start, data=data.with_maps(csm), phase=phase)
+
+
+def corrected_start(data: SliceData, *, steps: int = 8) -> Start:
+    """Real coefficients and their joint phase.
 
     Parameters
     ----------
-    images
-        Complex `(K, Y, X)`: x0.
-    mask
-        Boolean `(Y, X)`: where the object may be.
-    normal
-        ``A'WA`` on `(K, Y, X)`.
-    energies
-        `(K,)`: energy of each coefficient in the dictionary, relative to the first.
     steps
-        Conjugate-gradient steps after the phase has been refined (two come before).
-
-    Returns
-    -------
-    Tensor, Tensor
-        Real z `(K, Y, X)` and phase factor p `(Y, X)`; the subspace images are ``p z``.
+        Conjugate-gradient steps; coil maps and phase are refined after half of them.
 
     References
     ----------
     Derivation in the head of this module; joint real subspace: Zhao et al., Magn Reson Med 79:933
     (2018), doi:10.1002/mrm.26701 (low-rank modelling of MRF), with the phase taken out first.
     """
-    inside = mask.to(images.real.dtype)
-    masked = images * inside
-
-    def real_normal(phase: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda z: (phase.conj() * inside * normal(inside * phase * z)).real
-
-    phase = joint_phase(images, energies)
-    z = conjugate_gradients(real_normal(phase), (phase.conj() * masked).real, None, 2)
-    # The complex residual shows what the phase estimate has missed.
-    estimate = phase * z * inside
-    complex_update = estimate + inside * (images - normal(estimate))
-    phase_sum = smooth((z * complex_update).sum(0)[None], _PHASE_SIGMA)[0]
-    phase = torch.polar(torch.ones_like(phase_sum.real), phase_sum.angle())
-    return conjugate_gradients(real_normal(phase), (phase.conj() * masked).real, z, steps), phase
+    start = begin(data)
+    if steps < 2:
+        return advance(start, steps)
+    return advance(refine(advance(start, steps // 2)), steps - steps // 2)

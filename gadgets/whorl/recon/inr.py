@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from whorl.recon.encoders import make_encoder
+from whorl.recon.mask import box_around
 
 _logger = logging.getLogger("whorl")
 
@@ -44,10 +45,12 @@ class DeadlinePassed(TimeoutError):  # noqa: N818 - as TimeoutError
 
 @dataclass(frozen=True, slots=True)
 class InrFit:
-    """Fitted subspace images `(K, Y, X)`, zero outside the mask, and the data term of each iteration."""
+    """Fitted subspace images `(K, Y, X)`, zero outside the mask, the data term of each iteration, and the
+    joint features φ with a last one of ones `(F+1, Y, X)`, zero outside the mask as well."""
 
     coefficients: Tensor
     losses: tuple[float, ...]
+    features: Tensor
 
 
 class _Mlp(torch.nn.Module):
@@ -221,8 +224,7 @@ def fit_inr(
     iterations = iterations or (100 if fit == "varpro" else 300)
 
     # Encoder and MLP work on the box around the object; pixels of the box outside the mask weigh 0.
-    rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
-    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    box = box_around(mask)
     inside = mask[box].to(torch.float32)[None]  # (1, Y', X')
     box_shape = (inside.shape[1], inside.shape[2])
 
@@ -290,7 +292,7 @@ def fit_inr(
 
     losses = []
     steps: list[Callable[[], Tensor]] = [partial(step, lines) for lines in _HALVES]
-    with _stream_for(device):
+    with _stream_for(device), torch.enable_grad():  # whatever the caller's mode is
         for iteration in range(iterations):
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlinePassed(
@@ -310,7 +312,8 @@ def fit_inr(
         fitted = (head @ phi) * scale  # (J, P)
     if not bool(torch.isfinite(fitted).all()):
         raise FloatingPointError("the INR diverged: its images are not finite")
-    images = torch.zeros_like(coefficients)
     values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
+    images, joint = torch.zeros_like(coefficients), phi.new_zeros((len(phi), *shape))
     images[:, box[0], box[1]] = values.reshape(K, *box_shape)
-    return InrFit(images, tuple(torch.stack(losses).tolist()))
+    joint[:, box[0], box[1]] = phi.reshape(-1, *box_shape)
+    return InrFit(images, tuple(torch.stack(losses).tolist()), joint)

@@ -155,7 +155,7 @@ def locally_low_rank(
     x0
         Complex `(K, Y, X)`: b = A'W(U'y).
     normal
-        ``N = A'WA`` on `(K, Y, X)`, self-adjoint, as `whorl.recon.normal.NormalOperator`.
+        ``N = A'WA`` on `(K, Y, X)`, self-adjoint, as `whorl.recon.normal.Normal`.
     lam
         Dimensionless weight of the penalty, λ' = lam · `noise_floor` of b. On one simulated plate and one
         brain, 0.5 to 1 lowered the spread of T2 by 20 to 55 % of that of the corrected start, at low noise

@@ -13,7 +13,9 @@ from torch import Tensor
 from whorl.kspace.coils import smooth
 
 
-def object_mask(coefficients: Tensor, *, sigma: float = 1.5, threshold: float = 0.12) -> Tensor:
+def object_mask(
+    coefficients: Tensor, energies: Tensor, *, sigma: float = 1.5, threshold: float = 0.12
+) -> Tensor:
     """Pixels of the object, without holes.
 
     The root mean square of the subspace images, weighted by their energies so that noise and
@@ -23,6 +25,8 @@ def object_mask(coefficients: Tensor, *, sigma: float = 1.5, threshold: float = 
     ----------
     coefficients
         Complex `(K, Y, X)`.
+    energies
+        `(K,)`: energy of each coefficient in the dictionary, relative to the first.
     sigma
         Smoothing in pixels.
     threshold
@@ -33,10 +37,8 @@ def object_mask(coefficients: Tensor, *, sigma: float = 1.5, threshold: float = 
     Tensor
         Boolean `(Y, X)`.
     """
-    power = coefficients.abs().square()
-    weight = power.mean(dim=(1, 2))
-    weight = weight / weight[0].clamp_min(1e-30)
-    magnitude = smooth((power * weight.reshape(-1, 1, 1)).sum(0).sqrt()[None], sigma)[0]
+    power = (coefficients.abs().square() * energies.reshape(-1, 1, 1)).sum(0)
+    magnitude = smooth(power.sqrt()[None], sigma)[0]
     level = torch.quantile(magnitude.flatten()[:: max(1, magnitude.numel() // 100_000)], 0.99)
     # Next to bright tissue the smoothed edge reaches further out than the object.
     smoothed = magnitude.cpu().numpy()
@@ -49,3 +51,9 @@ def widen(mask: Tensor, pixels: int) -> Tensor:
     """The mask and what lies at most `pixels` away from it."""
     wide = ndimage.binary_dilation(mask.cpu().numpy(), iterations=pixels)
     return torch.as_tensor(np.asarray(wide), device=mask.device)
+
+
+def box_around(mask: Tensor) -> tuple[slice, slice]:
+    """Lines and columns that hold a boolean mask `(Y, X)`, which must not be empty."""
+    rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

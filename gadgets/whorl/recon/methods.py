@@ -1,0 +1,119 @@
+"""The methods: a slice in its subspace to its images.
+
+Each takes `SliceData` and gives an `Estimate`. What a method does where its model does not hold is part of it:
+it falls back to a plainer one and says so.
+
+Letters: K coefficients, Y X pixels, F joint features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whorl.recon.corrected import Start, conjugate_gradients, corrected_start, imaginary_share, joint_phase
+from whorl.recon.inr import fit_inr
+from whorl.recon.llr import locally_low_rank
+from whorl.recon.slicedata import Estimate, SliceData
+
+#: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
+_IMAGINARY = 0.15
+
+
+def lowrank(data: SliceData) -> Estimate:
+    """Low-rank adjoint: x0 as it is."""
+    return Estimate(data.x0)
+
+
+def llr(data: SliceData, *, lam: float, block: int, iterations: int, seed: int, deadline: float | None) -> Estimate:
+    """Locally low-rank reconstruction, of real coefficients if they have a common phase.
+
+    Parameters: see `whorl.recon.llr.locally_low_rank`.
+    """
+    phase = joint_phase(data.calibrated, data.energies)
+    share = imaginary_share(data.calibrated[:1], phase, data.mask)
+    fitted = locally_low_rank(
+        data.x0,
+        data.normal,
+        lam=lam,
+        block=block,
+        iterations=iterations,
+        seed=seed,
+        phase=phase if share < _IMAGINARY else None,
+        mask=data.mask,
+        deadline=deadline,
+    )
+    remarks = () if share < _IMAGINARY else (("fallback", f"{_no_phase(share)}: complex coefficients"),)
+    return Estimate(fitted.coefficients, {"imaginary_share": share, "objective": fitted.losses[-1]}, remarks)
+
+
+def inr(
+    data: SliceData, start: Start | None, *, head: str, head_steps: int, deadline: float | None, **fit: Any
+) -> Estimate:
+    """Joint INR of a corrected start, or of x0 as published.
+
+    Parameters
+    ----------
+    start
+        ``None``: x0.
+    head
+        ``image``: the head is fitted to the same images as the features; ``kspace``: to the data.
+    head_steps
+        Conjugate-gradient steps of the latter.
+    fit
+        Of `whorl.recon.inr.fit_inr`.
+    """
+    target = data.x0 if start is None else start.z
+    fitted = fit_inr(target, data.mask, deadline=deadline, **fit)
+    images = fitted.coefficients
+    if head == "kspace":
+        images = kspace_head(fitted.features, images, data, start, steps=head_steps)
+    return Estimate(images, {"data_term": fitted.losses[-1]})
+
+
+def kspace_head(features: Tensor, images: Tensor, data: SliceData, start: Start | None, *, steps: int) -> Tensor:
+    """Images in the span of the joint features that fit the data best: a few hundred unknowns.
+
+    With ``Q = qr([φ, 1])``, V by conjugate gradients on ``Qᵀ N Q V = Qᵀ b``, from the image-domain head on.
+
+    Parameters
+    ----------
+    features
+        `(F+1, Y, X)` with a last one of ones, zero outside the mask.
+    images
+        `(K, Y, X)`: what the image-domain head gave; real with a `start`, else complex.
+
+    Returns
+    -------
+    Tensor
+        `(K, Y, X)`, of the type of `images`.
+    """
+    shape = images.shape[1:]
+    q = torch.linalg.qr(features.flatten(1).T).Q.to(images.dtype)  # (P, F+1)
+    operator = data.normal if start is None else start.operator
+    right = data.x0 * data.mask if start is None else start.right
+
+    def inner(v: Tensor) -> Tensor:  # (F+1, K)
+        return q.mH @ operator((q @ v).T.reshape(-1, *shape)).flatten(1).T
+
+    v = conjugate_gradients(inner, q.mH @ right.flatten(1).T, q.mH @ images.flatten(1).T, steps)
+    return (q @ v).T.reshape(images.shape)
+
+
+def trusted_start(data: SliceData, start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
+    """The start, or ``None`` and why not: no common phase, or steps that did not converge."""
+    share = imaginary_share(data.calibrated[:1], start.phase, data.mask)
+    if share >= _IMAGINARY:
+        return None, (("fallback", f"{_no_phase(share)}: the INR was fitted to x0"),)
+    if not bool(torch.isfinite(start.z).all()):
+        return None, (("fallback", "the corrected start is not finite: the INR was fitted to x0"),)
+    return start, ()
+
+
+def _no_phase(share: float) -> str:
+    return f"no common phase ({share:.0%} of the energy is left over)"
+
+
+__all__ = ["Start", "corrected_start", "inr", "kspace_head", "llr", "lowrank", "trusted_start"]
