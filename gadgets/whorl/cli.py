@@ -147,7 +147,12 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> t
 
 
 _SIMULATION = (
-    click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned."),
+    click.option(
+        "--phantom",
+        type=click.Choice(["nist", "brain", "texture"]),
+        default="nist",
+        help="What is scanned; texture: a brain with smooth texture and lesions.",
+    ),
     click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate."),
     click.option("--timepoints", default=500, help="Pulses of the train."),
     click.option(
@@ -155,7 +160,7 @@ _SIMULATION = (
     ),
     click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample."),
     click.option("--matrix", default=256, help="Pixels along one side."),
-    click.option("--seed", default=0, help="Of noise and coils."),
+    click.option("--seed", default=0, help="Of noise, coils and texture."),
     click.option("--b1", default=0.0, help="Largest relative deviation of the transmit field."),
     click.option("--inversion-efficiency", default=1.0, help="The inversion leaves Mz = -efficiency."),
     click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import whorl.simulation.scan
-from whorl.simulation.phantoms import brain, coil_maps, nist_plate, transmit_field
+from whorl.simulation.phantoms import brain, coil_maps, nist_plate, textured_brain, transmit_field
 from whorl.simulation.scan import interleaf_order, read_truth, simulate
 from whorl.simulation.signals import Train, fisp_signals, jiang_train
 
@@ -30,6 +31,10 @@ SMALL: dict[str, Any] = {
     "fov_mm": 240.0,
     "readout_ms": 2.0,
 }
+PHANTOMS = {"nist": partial(nist_plate, "t2"), "brain": brain, "texture": textured_brain}
+needs_nilearn = pytest.mark.skipif(
+    importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
+)
 N_SAMPLES = 800
 N_NOISE = 4
 
@@ -170,17 +175,12 @@ def test_kspace_is_the_sum_over_all_point_sources(tmp_path: Path, matrix: int) -
     [
         ("nist", 36, 0.2),
         ("nist", 37, 0.7),
-        pytest.param(
-            "brain",
-            37,
-            0.2,
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
-            ),
-        ),
+        pytest.param("brain", 37, 0.2, marks=needs_nilearn),
+        pytest.param("texture", 36, 0.1, marks=needs_nilearn),
+        pytest.param("texture", 37, 0.0, marks=needs_nilearn),
     ],
 )
-def test_each_point_source_has_the_signal_of_its_own_field(
+def test_each_point_source_has_the_signal_of_its_own_field_and_relaxation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: str, matrix: int, b1: float
 ) -> None:
     monkeypatch.setattr(whorl.simulation.scan, "_AT_ONCE", 4)  # several groups of components
@@ -189,14 +189,14 @@ def test_each_point_source_has_the_signal_of_its_own_field(
     simulate(tmp_path / "scan.h5", **args, b1=b1)
     rows, kspace = rows_of(tmp_path / "scan.h5")[N_NOISE:], kspace_of(tmp_path / "scan.h5")
     size: dict[str, Any] = {"slices": 2, "matrix": matrix, "fov_mm": 240.0}
-    thing = nist_plate("t2", **size) if phantom == "nist" else brain(**size)
+    thing = PHANTOMS[phantom](**size)
     field = transmit_field(b1, thing.fractions.sum(axis=(0, 1)) > 0)
     places = np.array([j - matrix // 2 + half for j in range(matrix) for half in (-0.25, 0.25)])
     for z in range(2):
         density = np.zeros((21, 2 * matrix, 2 * matrix), dtype=complex)
         for m, tissue in enumerate(thing.fractions[z]):
             v, u = np.nonzero(tissue)
-            t1, t2 = np.full(len(v), thing.t1_ms[m]), np.full(len(v), thing.t2_ms[m])
+            t1, t2 = (np.array([thing.t1_ms[m], thing.t2_ms[m]]) * thing.factors(m, z)[v, u]).T
             signals = fisp_signals(jiang_train(21), t1, t2, b1=field[v, u], **pulses)
             density[:, v, u] += thing.pd[m] * tissue[v, u] * signals.T
         for t, coil, sample in [(0, 0, 0), (3, 2, 300), (12, 0, 50), (17, 2, 640), (20, 1, 799)]:
@@ -299,6 +299,28 @@ def test_truth(scan: Path) -> None:
     np.testing.assert_allclose(truth.parameters["flip_deg"], np.linspace(0, 61.5, 21))
 
 
+@needs_nilearn
+def test_truth_of_a_texture_is_that_of_each_pixel(tmp_path: Path) -> None:
+    simulate(tmp_path / "scan.h5", **(SMALL | {"phantom": "texture", "matrix": 96, "interleaves": 48}))
+    truth = read_truth(tmp_path / "scan.h5")
+    phantom = textured_brain(slices=2, matrix=96, fov_mm=240.0)
+    assert truth.roi_names == ("white matter", "grey matter", "CSF", "lesions")
+    assert phantom.t1_factor is not None
+    assert phantom.t2_factor is not None
+    for name, nominal, factor in (
+        ("t1_ms", (832, 1350, 4000, 832), phantom.t1_factor),
+        ("t2_ms", (60, 85, 1500, 108), phantom.t2_factor),
+    ):
+        values, means = getattr(truth, name), getattr(truth, f"roi_{name}")
+        for n in range(4):
+            region = truth.labels == n + 1
+            assert region.sum() > 10
+            here = factor.reshape(2, 96, 2, 96, 2).mean(axis=(2, 4))[region] if n != 2 else 1
+            np.testing.assert_allclose(values[region], nominal[n] * here, rtol=1e-6)
+            assert means[n] == pytest.approx(values[region].mean())
+        np.testing.assert_array_equal(values > 0, truth.mask)
+
+
 def test_truth_of_the_field(tmp_path: Path, plain: Path) -> None:
     uniform = read_truth(plain)
     assert str(uniform.b1.dtype) == "float32"
@@ -389,7 +411,7 @@ def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: 
     [
         ({"timepoints": 0}, "timepoints is 0"),
         ({"timepoints": 70000}, "timepoints is 70000"),
-        ({"phantom": "leg"}, 'phantom is "leg": expected "nist" or "brain"'),
+        ({"phantom": "leg"}, 'phantom is "leg": expected "nist", "brain" or "texture"'),
         ({"order": "random"}, 'order is "random"'),
         ({"plate": "pd"}, 'plate is "pd"'),
         ({"slices": 4}, "slices is 4"),

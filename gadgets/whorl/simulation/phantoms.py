@@ -77,6 +77,21 @@ BRAIN_TISSUES = (
     ("grey matter", 1350.0, 85.0, 0.86),
     ("CSF", 4000.0, 1500.0, 1.0),
 )
+# Texture of white and grey matter: SD of the relative deviation, and over how many mm the correlation
+# falls to 1/e; it repeats after so many mm.
+_TEXTURE_SD = {"t1": 0.05, "t2": 0.10}
+_TEXTURE_MM = (3.0, 7.0, 15.0)
+_FIELD_MM = 320
+# Share from which on a lesion can lie there.
+_WHITE = 0.9
+# Sets its random numbers apart from those of the noise.
+_TEXTURE_STREAM = 1
+# Lesions: number in a slice, smallest and largest radius (1.5 and 4 pixels of 300/256 mm), least
+# distance from each other and from the border of the white matter, increase of T2.
+_N_LESIONS = 14
+_LESION_RADII_MM = (1.5 * 300 / 256, 4 * 300 / 256)
+_LESION_GAP_MM = 1.0
+_LESION_T2 = 0.8
 # Height of the middle of the slices and the range in which there is enough brain, mm in MNI space.
 _BRAIN_MIDDLE_MM, _BRAIN_RANGE_MM = 10.0, (-35.0, 65.0)
 
@@ -95,6 +110,10 @@ class Phantom:
         Tissues that are regions of interest, as indices into `names`; label n belongs to `regions[n-1]`.
     pure_radius
         How many pixels a region keeps from its edge; 0 where purity alone decides.
+    textured
+        Tissues whose relaxation varies from place to place, as indices into `names`.
+    t1_factor, t2_factor
+        `(Z, V, U)`, what T1 and T2 of the `textured` are multiplied by; None if there are none.
     """
 
     names: tuple[str, ...]
@@ -104,6 +123,15 @@ class Phantom:
     fractions: NDArray[np.float32]
     regions: tuple[int, ...]
     pure_radius: int
+    textured: tuple[int, ...] = ()
+    t1_factor: NDArray[np.float64] | None = None
+    t2_factor: NDArray[np.float64] | None = None
+
+    def factors(self, m: int, z: int) -> NDArray[np.float64]:
+        """What T1 and T2 of a tissue are multiplied by in each fine sample of a slice, `(V, U, 2)`."""
+        if m not in self.textured or self.t1_factor is None or self.t2_factor is None:
+            return np.ones((*self.fractions.shape[2:], 2))
+        return np.stack([self.t1_factor[z], self.t2_factor[z]], axis=-1)
 
     def on_pixels(self) -> NDArray[np.float64]:
         """Share of each tissue in each pixel, `(Z, M, Y, X)`: the mean over its fine samples."""
@@ -245,6 +273,93 @@ def brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0) -> Phant
         regions=(0, 1, 2),
         pure_radius=0,
     )
+
+
+def textured_brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0, seed: int = 0) -> Phantom:
+    """The slices of `brain`, with relaxation that varies within the tissue, and with small lesions.
+
+    T1 and T2 of white and grey matter are multiplied by the exponential of two independent Gaussian
+    random fields, with an SD of 5 % (T1) and 10 % (T2). Each is the sum of three fields of equal variance,
+    whose correlation falls to 1/e over 3, 7 and 15 mm. Slices are independent of each other.
+
+    Up to 14 lesions in each slice, discs with a radius of 1.8 to 4.7 mm (1.5 to 4 pixels of the default
+    image), lie wholly in white matter, apart from each other and from its border; there are fewer in
+    slices with too little white matter. Their T2 is that of the white matter at their place, and 80 %.
+
+    Parameters
+    ----------
+    slices, matrix, fov_mm
+        As for `brain`.
+    seed
+        Of the texture and of the places of the lesions. The texture does not depend on the matrix.
+
+    Raises
+    ------
+    ImportError, ValueError
+        As `brain`.
+    """
+    plain = brain(slices=slices, matrix=matrix, fov_mm=fov_mm)
+    rng = np.random.default_rng([seed, _TEXTURE_STREAM])
+    scale = min(1.0, fov_mm / 200.0)
+    fine_mm = fov_mm / matrix / FINE / scale
+    at_mm = fine_positions(matrix) * fov_mm / matrix / scale
+    fields = np.array([[_random_field(at_mm, rng) for _ in range(2)] for _ in range(slices)])  # (Z, 2, V, U)
+    fractions = np.zeros((slices, 4, len(at_mm), len(at_mm)), dtype=np.float32)
+    fractions[:, :3] = plain.fractions
+    for z in range(slices):
+        for row, column, radius_mm in _place_lesions(plain.fractions[z, 0], fine_mm, rng):
+            disc = _disc(at_mm - at_mm[column], at_mm - at_mm[row], radius_mm, fine_mm)
+            fractions[z, 3] += disc
+        # A lesion takes the place of all that was there, else none of its pixels would be pure.
+        total = plain.fractions[z].sum(axis=0)
+        fractions[z, :3] *= 1 - fractions[z, 3]
+        fractions[z, 3] *= total
+    return Phantom(
+        names=(*plain.names, "lesions"),
+        t1_ms=plain.t1_ms[[0, 1, 2, 0]],
+        t2_ms=plain.t2_ms[[0, 1, 2, 0]] * np.array([1, 1, 1, 1 + _LESION_T2]),
+        pd=plain.pd[[0, 1, 2, 0]],
+        fractions=fractions,
+        regions=(0, 1, 2, 3),
+        pure_radius=0,
+        textured=(0, 1, 3),
+        t1_factor=np.exp(_TEXTURE_SD["t1"] * fields[:, 0]),
+        t2_factor=np.exp(_TEXTURE_SD["t2"] * fields[:, 1]),
+    )
+
+
+def _random_field(at_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Gaussian random field at all pairs of positions `(V, V)`, mean 0 and SD 1 over a wide area."""
+    # Drawn on a raster of its own, so that the same seed gives the same field on all images.
+    n = _FIELD_MM
+    field = np.zeros((n, n))
+    for length_mm in _TEXTURE_MM:
+        # White noise under a Gaussian of width σ has the correlation exp(-d² / 4σ²).
+        part = ndimage.gaussian_filter(rng.standard_normal((n, n)), length_mm / 2, mode="wrap")
+        field += part / part.std()
+    field = (field - field.mean()) / field.std()
+    # Where the field of view is wider, the field goes on periodically.
+    index = np.stack(np.meshgrid(at_mm + n // 2, at_mm + n // 2, indexing="ij"))
+    return np.asarray(ndimage.map_coordinates(field, index, order=3, mode="grid-wrap"))
+
+
+def _place_lesions(
+    white: NDArray[np.float32], fine_mm: float, rng: np.random.Generator
+) -> list[tuple[int, int, float]]:
+    """Row, column and radius in mm of lesions in white matter `(V, U)`, the largest first."""
+    # Distance to what is not white matter; a sample of it counts from its edge.
+    room = ndimage.distance_transform_edt(white > _WHITE) * fine_mm - fine_mm / 2
+    rows, columns = np.indices(white.shape)
+    lesions = []
+    for radius_mm in np.linspace(*_LESION_RADII_MM, _N_LESIONS)[::-1]:
+        places = np.argwhere(room > radius_mm + _LESION_GAP_MM)
+        if not len(places):
+            continue
+        row, column = places[rng.integers(len(places))]
+        lesions.append((int(row), int(column), float(radius_mm)))
+        distance = np.hypot(rows - row, columns - column) * fine_mm - radius_mm
+        room = np.minimum(room, distance)
+    return lesions
 
 
 def slice_heights_mm(slices: int) -> NDArray[np.float64]:

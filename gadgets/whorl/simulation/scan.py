@@ -2,8 +2,8 @@
 
 The object is given on its own fine grid and transformed to the samples of the spiral at once, tissue by
 tissue; each timepoint is then a sum of the tissues' k-space with their signals as weights. Where the
-transmit field is not uniform, components of the signals take the place of the tissues. Nothing here is
-shared with the reconstruction.
+transmit field or the relaxation varies from place to place, components of the signals take the place of
+the tissues. Nothing here is shared with the reconstruction.
 
 Letters: Z slices, T timepoints, M tissues, R components, C coils, I interleaves, S samples, Y X pixels,
 V U samples of the fine grid.
@@ -11,6 +11,7 @@ V U samples of the fine grid.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import secrets
@@ -36,6 +37,7 @@ from whorl.simulation.phantoms import (
     fine_positions,
     nist_plate,
     slice_heights_mm,
+    textured_brain,
     transmit_field,
 )
 from whorl.simulation.signals import Expansion, Train, expand_signals, fisp_signals, jiang_train
@@ -70,7 +72,8 @@ class Truth:
     mask
         `(Z, Y, X)` bool, the whole object.
     roi_names, roi_t1_ms, roi_t2_ms
-        Of each region of interest; label n is entry n - 1.
+        Of each region of interest; label n is entry n - 1. Where the relaxation varies, means of
+        `t1_ms` and `t2_ms` over the region.
     parameters
         All parameters of the simulation by name, the train `(T,)` and the covariance of the coils
         `(C, C)` included. In the file they are attributes of the group, arrays are datasets.
@@ -137,15 +140,17 @@ def simulate(
     Left out, and so not tested by it: B0, motion, gradient delays, decay during the readout. The file is
     written beside its place and moved there when it is complete.
 
-    Where the transmit field is not uniform, each fine sample has the signal of its own field, but for an
-    error of at most 2e-5 of the largest signal (see `expand_signals`).
+    Where the transmit field or the relaxation varies from place to place, each fine sample has the signal
+    of its own field, T1 and T2, but for an error of at most 2e-5 of the largest signal (see
+    `expand_signals`).
 
     Parameters
     ----------
     path
         HDF5 file to be written, with the groups `dataset` (MRD) and `truth` (`read_truth`).
     phantom
-        `nist` (14 spheres in water, see `plate`) or `brain` (needs nilearn).
+        `nist` (14 spheres in water, see `plate`), `brain` (needs nilearn) or `texture` (a brain whose
+        relaxation varies within the tissue, with lesions; see `textured_brain`).
     timepoints
         Number T of pulses and readouts of the train.
     interleaves
@@ -162,7 +167,7 @@ def simulate(
     matrix, fov_mm
         Size of the square image.
     seed
-        Of the noise and its covariance.
+        Of the noise and its covariance, and of the texture.
     plate
         Plate of the NIST phantom: `t1` or `t2`.
     readout_ms
@@ -222,8 +227,10 @@ def simulate(
         thing = nist_plate(plate, slices=slices, matrix=matrix, fov_mm=fov_mm)
     elif phantom == "brain":
         thing = brain(slices=slices, matrix=matrix, fov_mm=fov_mm)
+    elif phantom == "texture":
+        thing = textured_brain(slices=slices, matrix=matrix, fov_mm=fov_mm, seed=seed)
     else:
-        raise ValueError(f'phantom is "{phantom}": expected "nist" or "brain"')
+        raise ValueError(f'phantom is "{phantom}": expected "nist", "brain" or "texture"')
 
     say(f"spiral: {interleaves} interleaves of {readout_ms:g} ms")
     spiral = design_spiral(matrix=matrix, fov_mm=fov_mm, interleaves=interleaves, readout_ms=readout_ms)
@@ -235,13 +242,12 @@ def simulate(
     present = thing.fractions.max(axis=0) > 0  # (M, V, U)
     field = transmit_field(b1, present.any(axis=0))
     weights, expansion = np.empty(0, dtype=np.complex128), None
-    if b1 == 0:
+    if b1 == 0 and not thing.textured:
         weights = thing.pd[:, None] * fisp_signals(train, thing.t1_ms, thing.t2_ms, **pulses)  # (M, T)
     else:
-        # Pixels may be so large that a tissue falls between them.
-        ranges = [np.quantile(field[tissue], [0, 1]) if tissue.any() else (1, 1) for tissue in present]
-        expansion = expand_signals(train, thing.t1_ms, thing.t2_ms, *np.transpose(ranges), **pulses)
-        say(f"transmit field of 1 ± {b1:g}: {len(expansion.components)} components")
+        ranges = _ranges(thing, field)
+        expansion = expand_signals(train, thing.t1_ms, thing.t2_ms, *ranges, **pulses)
+        say(f"tissues that vary from place to place: {len(expansion.components)} components")
 
     kspace = np.zeros((slices, timepoints, coils, n_samples), dtype=np.complex64)  # (Z, T, C, S)
     for z, height in enumerate(slice_heights_mm(slices)):
@@ -344,8 +350,34 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         )
 
 
+def _pixel_means(fine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the fine samples of each pixel, `(V, U, ...)` to `(Y, X, ...)`."""
+    v, u, *rest = fine.shape
+    return np.asarray(fine.reshape(v // FINE, FINE, u // FINE, FINE, *rest).mean(axis=(1, 3)))
+
+
 def _silent(_: str) -> None:
     pass
+
+
+def _factors(thing: Phantom, m: int, z: int, field: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Factors of the flip angles, of T1 and of T2 of a tissue in each fine sample, `(V, U, 3)`."""
+    return np.concatenate([field[..., None], thing.factors(m, z)], axis=-1)
+
+
+def _ranges(thing: Phantom, field: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest factors `(M, 3)` of each tissue where there is some of it."""
+    n_slices, n_tissues = thing.fractions.shape[:2]
+    # Pixels may be so large that a tissue falls between them.
+    low, high = np.full((n_tissues, 3), np.inf), np.full((n_tissues, 3), -np.inf)
+    for m in range(n_tissues):
+        for z in range(n_slices):
+            if (inside := thing.fractions[z, m] > 0).any():
+                factors = _factors(thing, m, z, field)[inside]
+                low[m] = np.minimum(low[m], factors.min(axis=0))
+                high[m] = np.maximum(high[m], factors.max(axis=0))
+    missing = np.isinf(low)
+    return np.where(missing, 1, low), np.where(missing, 1, high)
 
 
 def _component_images(
@@ -356,7 +388,9 @@ def _component_images(
     for m, tissue in enumerate(thing.fractions[z]):
         v, u = np.nonzero(tissue)
         amount = thing.pd[m] * tissue[v, u]
-        images[:, v, u] += (amount[:, None] * expansion.weights(m, field[v, u], some)).T
+        images[:, v, u] += (
+            amount[:, None] * expansion.weights(m, _factors(thing, m, z, field)[v, u], some)
+        ).T
     return images
 
 
@@ -553,18 +587,28 @@ def _write_truth(group: Any, thing: Phantom, field: NDArray[np.float64], paramet
     share = thing.on_pixels()  # (Z, M, Y, X)
     mask = share.sum(axis=1) > 0.5
     dominant = share.argmax(axis=1)
-    for name, values in (("t1_ms", thing.t1_ms), ("t2_ms", thing.t2_ms), ("m0", thing.pd)):
-        group.create_dataset(name, data=np.where(mask, values[dominant], 0).astype(np.float32))
-    y, x = mask.shape[1:]
-    b1 = field.reshape(y, FINE, x, FINE).mean(axis=(1, 3))  # (Y, X)
-    group.create_dataset("b1", data=np.where(mask, b1, 0).astype(np.float32))
-    group.create_dataset("labels", data=thing.labels(share))
+    maps = {"t1_ms": thing.t1_ms[dominant], "t2_ms": thing.t2_ms[dominant], "m0": thing.pd[dominant]}
+    for z, m in itertools.product(range(len(share)), thing.textured):
+        here = dominant[z] == m
+        factors = _pixel_means(thing.factors(m, z))
+        maps["t1_ms"][z][here] *= factors[here, 0]
+        maps["t2_ms"][z][here] *= factors[here, 1]
+    maps["b1"] = np.broadcast_to(_pixel_means(field), mask.shape)
+    for name, values in maps.items():
+        group.create_dataset(name, data=np.where(mask, values, 0).astype(np.float32))
+    labels = thing.labels(share)
+    group.create_dataset("labels", data=labels)
     group.create_dataset("mask", data=mask)
     regions = list(thing.regions)
     names = [thing.names[m] for m in regions]
     group.create_dataset("roi_names", data=names, dtype=h5py.string_dtype())
-    group.create_dataset("roi_t1_ms", data=thing.t1_ms[regions])
-    group.create_dataset("roi_t2_ms", data=thing.t2_ms[regions])
+    for name, nominal in (("t1_ms", thing.t1_ms), ("t2_ms", thing.t2_ms)):
+        values = nominal[regions]
+        for n, m in enumerate(regions):
+            inside = labels == n + 1
+            if m in thing.textured and inside.any():
+                values[n] = maps[name][inside].mean()
+        group.create_dataset(f"roi_{name}", data=values)
     for name, value in parameters.items():
         if name in _ARRAYS:
             group.create_dataset(name, data=value)
