@@ -170,6 +170,29 @@ _SIMULATION = (
         metavar="F,F,...",
         help="Flip-angle factors at equidistant places across the slice.",
     ),
+    click.option("--b0", "b0_hz", default=0.0, metavar="HZ", help="Largest off-resonance, of either sign."),
+    click.option(
+        "--gradient-delay",
+        "gradient_delay_us",
+        default=0.0,
+        metavar="US",
+        help="Time by which the gradients lag the trajectory in the file.",
+    ),
+    click.option(
+        "--phase-jump",
+        "phase_jump_rad",
+        default=0.0,
+        metavar="RAD",
+        help="Jump of the object's phase at the border of an ellipse in its front.",
+    ),
+    click.option(
+        "--motion",
+        "motion_pixels",
+        default=0.0,
+        metavar="PIXELS",
+        help="Shift of the object along x between the halves of the train.",
+    ),
+    click.option("--fat", is_flag=True, help="A ring of fat around the object, -440 Hz off."),
 )
 
 

@@ -14,8 +14,11 @@ from whorl.simulation.phantoms import (
     coil_maps,
     fine_positions,
     nist_plate,
+    off_resonance,
+    phase_jump,
     textured_brain,
     transmit_field,
+    with_fat,
 )
 
 needs_nilearn = pytest.mark.skipif(
@@ -222,6 +225,53 @@ def test_transmit_field_spans_its_range_smoothly_and_has_no_symmetry(matrix: int
         assert np.abs(turned - field)[inside].max() > 0.05
     np.testing.assert_allclose(transmit_field(0.4, inside) - 1, 2 * (field - 1), atol=1e-12)
     np.testing.assert_array_equal(transmit_field(0.0, inside), 1)
+
+
+@pytest.mark.parametrize("matrix", [64, 65])
+def test_off_resonance_is_smooth_and_spans_its_range_with_a_bump_in_front(matrix: int) -> None:
+    x, y = np.meshgrid(fine_positions(matrix), fine_positions(matrix))
+    inside = np.hypot(x / 0.8, y) < 0.4 * matrix
+    field = off_resonance(50.0, inside)
+    assert field[inside].min() == pytest.approx(-50)
+    assert field[inside].max() == pytest.approx(50)
+    row, _ = np.unravel_index(np.argmax(np.where(inside, field, -np.inf)), field.shape)
+    assert y[row, 0] < -0.2 * matrix  # the front is at the top
+    # 100 Hz over a few centimetres, which are a dozen fine samples.
+    assert max(np.abs(np.where(inside, np.gradient(field, axis=axis), 0)).max() for axis in (0, 1)) < 10
+    assert abs(field[inside].mean()) < 25
+    np.testing.assert_array_equal(off_resonance(0.0, inside), 0)
+
+
+def test_phase_jumps_within_a_part_of_the_front() -> None:
+    x, y = np.meshgrid(fine_positions(64), fine_positions(64))
+    inside = np.hypot(x, y) < 25
+    turned = phase_jump(1.3, inside) != 1
+    np.testing.assert_allclose(phase_jump(1.3, inside)[turned], np.exp(1.3j))
+    assert 0.05 < turned[inside].mean() < 0.3
+    assert not turned[y > 0].any()
+
+
+def test_fat_is_a_closed_ring_of_four_millimetres() -> None:
+    thing = nist_plate("t2", matrix=200)
+    fat = with_fat(thing, matrix=200)
+    assert (fat.names[-1], fat.t1_ms[-1], fat.t2_ms[-1], fat.pd[-1]) == ("fat", 380, 70, 0.9)
+    assert (fat.shift_of(0), fat.shift_of(15)) == (0, -440)
+    assert fat.regions == thing.regions
+    np.testing.assert_array_equal(fat.fractions[:, :15], thing.fractions)
+    assert fat.fractions.sum(axis=1).max() <= 1 + 1e-6
+    ring = fat.fractions[0, 15]
+    radius = np.sqrt(100**2 - 16.5**2)
+    area = np.pi * ((radius + 4) ** 2 - radius**2)
+    assert ring.sum() * 0.75**2 == pytest.approx(area, rel=0.05)
+    holes = ndimage.binary_fill_holes(ring > 0.3)
+    assert holes.sum() * 0.75**2 == pytest.approx(np.pi * (radius + 4) ** 2, rel=0.02)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_an_object_that_moves_sees_the_coils_farther_on(coils: int) -> None:
+    still, moved = (coil_maps(coils, matrix=40, moved_pixels=way) for way in (0.0, 1.5))
+    own_phase = coil_maps(1, matrix=40)
+    np.testing.assert_allclose((moved / own_phase)[..., :-3], (still / own_phase)[..., 3:], atol=1e-12)
 
 
 def test_transmit_field_of_a_single_sample_is_finite() -> None:

@@ -14,11 +14,22 @@ import ismrmrd
 import ismrmrd.xsd
 import numpy as np
 import pytest
+from scipy.interpolate import CubicSpline
 
 import whorl.simulation.scan
-from whorl.simulation.phantoms import brain, coil_maps, nist_plate, textured_brain, transmit_field
+from whorl.simulation.phantoms import (
+    brain,
+    coil_maps,
+    nist_plate,
+    off_resonance,
+    phase_jump,
+    textured_brain,
+    transmit_field,
+    with_fat,
+)
 from whorl.simulation.scan import interleaf_order, read_truth, simulate
 from whorl.simulation.signals import Train, fisp_signals, jiang_train
+from whorl.simulation.spiral import design_spiral
 
 # All sizes different: a swap is seen.
 SMALL: dict[str, Any] = {
@@ -213,6 +224,104 @@ def test_each_point_source_has_the_signal_of_its_own_field_and_relaxation(
     np.testing.assert_allclose(truth.b1, truth.mask * blocks, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        # A spline through the nominal samples is not the integral of a gradient with kinks.
+        ({"gradient_delay_us": 1.7}, 2e-5),
+        ({"gradient_delay_us": -3.1}, 2e-5),
+        # Single precision of the file, or what is promised for the interpolation in time.
+        ({"phase_jump_rad": 1.2}, 2e-6),
+        ({"motion_pixels": -1.5}, 2e-6),
+        ({"fat": True}, 2e-6),
+        ({"b0_hz": 80.0}, 1e-4),
+        ({"b0_hz": 400.0}, 1e-4),
+        (
+            {
+                "b0_hz": 150.0,
+                "gradient_delay_us": -0.9,
+                "phase_jump_rad": -2.0,
+                "motion_pixels": 1.0,
+                "fat": True,
+                "b1": 0.2,
+            },
+            1.2e-4,
+        ),
+    ],
+    ids=str,
+)
+def test_each_disturbance_equals_the_sum_over_all_point_sources(
+    tmp_path: Path, changes: dict[str, Any], tolerance: float
+) -> None:
+    # TE differs from pulse to pulse.
+    train = jiang_train(21)
+    train = Train(train.flip_deg, train.phase_deg, train.tr_ms, np.linspace(1.5, 3.5, 21), train.ti_ms)
+    args = SMALL | {"matrix": 36, "noise": 0.0, "slices": 1, "train": train}
+    simulate(tmp_path / "scan.h5", **args)
+    simulate(tmp_path / "disturbed.h5", **args, **changes)
+    kspace, before = kspace_of(tmp_path / "disturbed.h5"), kspace_of(tmp_path / "scan.h5")
+    assert np.abs(kspace - before).max() > 0.01 * np.abs(before).max()
+    # The nominal trajectory is attached, whatever is played.
+    rows, nominal = (rows_of(tmp_path / name)[N_NOISE:] for name in ("disturbed.h5", "scan.h5"))
+    for row, as_told in zip(rows["traj"], nominal["traj"], strict=True):
+        np.testing.assert_array_equal(row, as_told)
+
+    thing = nist_plate("t2", matrix=36, fov_mm=240.0)
+    thing = with_fat(thing, matrix=36, fov_mm=240.0) if changes.get("fat") else thing
+    inside = thing.fractions.sum(axis=(0, 1)) > 0
+    field = transmit_field(changes.get("b1", 0.0), inside)
+    b0 = off_resonance(changes.get("b0_hz", 0.0), inside)
+    jump = phase_jump(changes.get("phase_jump_rad", 0.0), inside)
+    maps, own_phase = coil_maps(3, matrix=36, fov_mm=240.0), coil_maps(1, matrix=36, fov_mm=240.0)
+    places = np.array([j - 18 + half for j in range(36) for half in (-0.25, 0.25)])
+    spiral = design_spiral(matrix=36, fov_mm=240.0, interleaves=16, readout_ms=2.0)
+    dwell = 2.5 * np.arange(N_SAMPLES)
+    for t, coil, sample in [(0, 0, 40), (4, 2, 300), (9, 1, 700), (10, 1, 700), (15, 2, 790), (20, 0, 120)]:
+        way = changes.get("motion_pixels", 0.0) if t >= 10 else 0.0
+        first = CubicSpline(dwell, spiral.k_per_m[interleaf_order("golden", 21, 16)[t]])
+        k = first(dwell[sample] - changes.get("gradient_delay_us", 0.0)) * 240 / 36 * 1e-3
+        elapsed = (train.te_ms[t] + dwell[sample] * 1e-3) * 1e-3
+        # Two fine samples to a pixel: the object meets the coils so many samples farther on.
+        seen = np.roll((maps / own_phase)[coil], -round(2 * way), axis=1) * own_phase[0]
+        expected = 0
+        for m, tissue in enumerate(thing.fractions[0]):
+            v, u = np.nonzero(tissue)
+            t1, t2 = np.full(len(v), thing.t1_ms[m]), np.full(len(v), thing.t2_ms[m])
+            signal = fisp_signals(train, t1, t2, b1=field[v, u])[:, t]
+            hz = b0[v, u] + (-440.0 if thing.names[m] == "fat" else 0.0)
+            source = thing.pd[m] * tissue[v, u] * signal * seen[v, u] * jump[v, u]
+            phase = 2 * np.pi * (hz * elapsed - k.real * (places[u] + way) - k.imag * places[v])
+            expected += np.sum(source * np.exp(1j * phase)) / 4
+        assert abs(kspace[t, coil, sample] - expected) < tolerance * np.abs(kspace).max()
+
+
+def test_truth_of_off_resonance_and_fat(tmp_path: Path, plain: Path) -> None:
+    told: dict[str, Any] = {
+        "b0_hz": 60.0,
+        "gradient_delay_us": 1.5,
+        "phase_jump_rad": 1.0,
+        "motion_pixels": 0.5,
+        "fat": True,
+    }
+    simulate(tmp_path / "scan.h5", **SMALL, **told)
+    truth, before = read_truth(tmp_path / "scan.h5"), read_truth(plain)
+    assert {name: truth.parameters[name] for name in told} == told
+    assert str(truth.b0_hz.dtype) == "float32"
+    assert not truth.b0_hz[~truth.mask].any()
+    # The extremes lie at the edge, where pixels of 5 mm average.
+    assert truth.b0_hz.min() == pytest.approx(-60, abs=4)
+    assert truth.b0_hz.max() == pytest.approx(60, abs=4)
+    # Fat is outside of what was there, in the mask, and in no region.
+    fat = truth.t1_ms == 380
+    assert fat.any(axis=(1, 2)).all()
+    assert np.all(truth.mask[fat] & ~before.mask[fat])
+    assert set(truth.t2_ms[fat]) == {70.0}
+    np.testing.assert_array_equal(truth.labels, before.labels)
+    np.testing.assert_array_equal(truth.t1_ms[before.mask], before.t1_ms[before.mask])
+    assert not before.b0_hz.any()
+    assert not any(before.parameters[name] for name in told)
+
+
 def test_a_field_that_hardly_varies_is_a_uniform_one(tmp_path: Path) -> None:
     # Two ways through the program.
     for name, b1 in (("uniform", 0.0), ("nearly", 1e-8)):
@@ -348,15 +457,19 @@ def test_truth_of_older_files_is_of_a_uniform_field(tmp_path: Path) -> None:
     simulate(tmp_path / "scan.h5", **SMALL, b1=0.2, inversion_efficiency=0.95, slice_profile=(0.5, 1))
     with h5py.File(tmp_path / "scan.h5", "r+") as file:
         group = file["truth"]
-        for name in ("b1", "slice_profile"):
+        for name in ("b1", "b0_hz", "slice_profile"):
             del group[name]
-        for name in ("b1", "inversion_efficiency"):
+        disturbances = ("b0_hz", "gradient_delay_us", "phase_jump_rad", "motion_pixels", "fat")
+        for name in ("b1", "inversion_efficiency", *disturbances):
             del group.attrs[name]
     truth = read_truth(tmp_path / "scan.h5")
     assert str(truth.b1.dtype) == "float32"
     np.testing.assert_array_equal(truth.b1, truth.mask)
     assert (truth.parameters["b1"], truth.parameters["inversion_efficiency"]) == (0, 1)
     assert truth.parameters["slice_profile"].shape == (0,)
+    assert truth.b0_hz.shape == truth.mask.shape
+    assert not truth.b0_hz.any()
+    assert not any(truth.parameters[name] for name in disturbances)
 
 
 def test_truth_of_another_file_is_refused(tmp_path: Path) -> None:
@@ -432,6 +545,12 @@ def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: 
         ({"inversion_efficiency": 1.5, "b1": 0.1}, "inversion_efficiency is 1.5"),
         ({"slice_profile": (0.0,)}, "slice_profile is .*not all of them 0"),
         ({"slice_profile": (1.0, float("nan"))}, "slice_profile is .* expected finite"),
+        ({"b0_hz": -5.0}, "b0_hz is -5.0: expected 0 to 2000"),
+        ({"b0_hz": float("nan")}, "b0_hz is nan"),
+        ({"gradient_delay_us": 51.0}, "gradient_delay_us is 51.0: expected -50 to 50"),
+        ({"gradient_delay_us": float("nan")}, "gradient_delay_us is nan"),
+        ({"phase_jump_rad": float("inf")}, "phase_jump_rad is inf"),
+        ({"motion_pixels": 13.0}, "motion_pixels is 13.0: expected at most a quarter"),
         ({"train": jiang_train(20)}, "20 pulses, timepoints is 21"),
     ],
     ids=str,
