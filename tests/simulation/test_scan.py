@@ -295,6 +295,18 @@ def test_each_disturbance_equals_the_sum_over_all_point_sources(
         assert abs(kspace[t, coil, sample] - expected) < tolerance * np.abs(kspace).max()
 
 
+@pytest.mark.parametrize(("peak_hz", "most"), [(0.1, 2), (50.0, 4), (400.0, 10)])
+def test_segments_of_time_are_few_and_exact_enough(peak_hz: float, most: int) -> None:
+    b0 = np.linspace(-peak_hz, 0.7 * peak_hz, 301)[None]  # (1, U)
+    elapsed_ms = np.linspace(1.5, 2.0, 3)[:, None] + np.arange(700) * 2.5e-3  # (T, S)
+    segments = whorl.simulation.scan._segments(b0, elapsed_ms)
+    assert len(segments) <= most
+    total = sum(carrier[0][:, None, None] * course for carrier, course in segments)
+    exact = np.exp(2e-3j * np.pi * b0[0][:, None, None] * elapsed_ms)
+    # What is promised, between the places where it was tried.
+    assert np.abs(total - exact).max() < 1.1e-4
+
+
 def test_truth_of_off_resonance_and_fat(tmp_path: Path, plain: Path) -> None:
     told: dict[str, Any] = {
         "b0_hz": 60.0,
