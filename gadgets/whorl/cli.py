@@ -147,7 +147,12 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> t
 
 
 _SIMULATION = (
-    click.option("--phantom", type=click.Choice(["nist", "brain"]), default="nist", help="What is scanned."),
+    click.option(
+        "--phantom",
+        type=click.Choice(["nist", "brain", "texture"]),
+        default="nist",
+        help="What is scanned; texture: a brain with smooth texture and lesions.",
+    ),
     click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate."),
     click.option("--timepoints", default=500, help="Pulses of the train."),
     click.option(
@@ -155,7 +160,7 @@ _SIMULATION = (
     ),
     click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample."),
     click.option("--matrix", default=256, help="Pixels along one side."),
-    click.option("--seed", default=0, help="Of noise and coils."),
+    click.option("--seed", default=0, help="Of noise, coils and texture."),
     click.option("--b1", default=0.0, help="Largest relative deviation of the transmit field."),
     click.option("--inversion-efficiency", default=1.0, help="The inversion leaves Mz = -efficiency."),
     click.option(
@@ -165,6 +170,29 @@ _SIMULATION = (
         metavar="F,F,...",
         help="Flip-angle factors at equidistant places across the slice.",
     ),
+    click.option("--b0", "b0_hz", default=0.0, metavar="HZ", help="Largest off-resonance, of either sign."),
+    click.option(
+        "--gradient-delay",
+        "gradient_delay_us",
+        default=0.0,
+        metavar="US",
+        help="Time by which the gradients lag the trajectory in the file.",
+    ),
+    click.option(
+        "--phase-jump",
+        "phase_jump_rad",
+        default=0.0,
+        metavar="RAD",
+        help="Jump of the object's phase at the border of an ellipse in its front.",
+    ),
+    click.option(
+        "--motion",
+        "motion_pixels",
+        default=0.0,
+        metavar="PIXELS",
+        help="Shift of the object along x between the halves of the train.",
+    ),
+    click.option("--fat", is_flag=True, help="A ring of fat around the object, -440 Hz off."),
 )
 
 

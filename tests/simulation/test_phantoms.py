@@ -6,9 +6,20 @@ import importlib.util
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from whorl.simulation import phantoms
-from whorl.simulation.phantoms import brain, coil_maps, fine_positions, nist_plate, transmit_field
+from whorl.simulation.phantoms import (
+    brain,
+    coil_maps,
+    fine_positions,
+    nist_plate,
+    off_resonance,
+    phase_jump,
+    textured_brain,
+    transmit_field,
+    with_fat,
+)
 
 needs_nilearn = pytest.mark.skipif(
     importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
@@ -107,6 +118,64 @@ def test_brain_lies_as_radiologists_see_it() -> None:
 
 
 @needs_nilearn
+def test_texture_varies_as_told_and_over_millimetres() -> None:
+    phantom = textured_brain(slices=2, matrix=100, fov_mm=250.0)
+    assert phantom.t1_factor is not None
+    assert phantom.t2_factor is not None
+    # Lesions take room and leave the outline as it is, but for rounding.
+    outline = brain(slices=2, matrix=100, fov_mm=250.0).fractions.sum(axis=1)
+    np.testing.assert_allclose(phantom.fractions.sum(axis=1), outline, atol=1e-6)
+    for factor, sd in ((phantom.t1_factor, 0.05), (phantom.t2_factor, 0.10)):
+        field = np.log(factor)
+        assert factor.shape == (2, 200, 200)
+        # A field of view of 250 mm holds a few hundred independent values.
+        np.testing.assert_allclose(field.std(axis=(1, 2)), sd, rtol=0.1)
+        # Correlation over 6.25 mm: mean of exp(-d²/L²) of the three lengths.
+        there, shifted = field[0, :, :-5].ravel(), field[0, :, 5:].ravel()
+        expected = np.mean(np.exp(-((6.25 / np.array([3.0, 7.0, 15.0])) ** 2)))
+        assert np.corrcoef(there, shifted)[0, 1] == pytest.approx(expected, abs=0.08)
+    fields = [np.log(factor[z]).ravel() for factor in (phantom.t1_factor, phantom.t2_factor) for z in (0, 1)]
+    assert np.abs(np.corrcoef(fields) - np.eye(4)).max() < 0.3  # independent of each other
+    # Fluid is the same everywhere.
+    np.testing.assert_array_equal(phantom.factors(2, 0), 1)
+    np.testing.assert_array_equal(phantom.factors(0, 1)[..., 1], phantom.t2_factor[1])
+
+
+@needs_nilearn
+def test_texture_belongs_to_the_seed_and_not_to_the_image() -> None:
+    coarse, fine = textured_brain(matrix=40), textured_brain(matrix=200)
+    other = textured_brain(matrix=40, seed=1)
+    assert coarse.t2_factor is not None
+    assert fine.t2_factor is not None
+    assert other.t2_factor is not None
+    # Fine samples of 3.75 and 0.75 mm: every fifth lies where a large one does.
+    there, here = (fine_positions(n) * 300 / n for n in (200, 40))
+    np.testing.assert_allclose(there[3:-2:5], here[1:])
+    np.testing.assert_allclose(fine.t2_factor[:, 3:-2:5, 3:-2:5], coarse.t2_factor[:, 1:, 1:], rtol=1e-9)
+    assert abs(np.corrcoef(coarse.t2_factor.ravel(), other.t2_factor.ravel())[0, 1]) < 0.3
+
+
+@needs_nilearn
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lesions_lie_in_white_matter_apart_from_each_other(seed: int) -> None:
+    phantom = textured_brain(seed=seed)
+    white = brain().fractions[0, 0]
+    lesion = phantom.fractions[0, 3]
+    discs, count = ndimage.label(lesion > 0.01)
+    assert count == 14
+    assert white[ndimage.binary_dilation(lesion > 0.01)].min() > 0.9
+    # Radii from 1.5 to 4 pixels, two fine samples each, as far as areas of samples tell.
+    radii = np.sqrt(np.sort(ndimage.sum(lesion, discs, range(1, 15))) / np.pi) / 2
+    np.testing.assert_allclose(radii, np.linspace(1.5, 4, 14), rtol=0.05)
+    labels = phantom.labels(phantom.on_pixels())[0]
+    in_discs = discs.reshape(256, 2, 256, 2).min(axis=(1, 3))
+    assert np.all(in_discs[labels == 4] > 0)
+    assert set(in_discs[labels == 4]) == set(range(1, 15))  # each has a pixel of its own
+    assert phantom.t2_ms[3] == pytest.approx(1.8 * 60)
+    assert phantom.t1_ms[3] == phantom.t1_ms[0]
+
+
+@needs_nilearn
 def test_brain_slices_differ_and_fit() -> None:
     phantom = brain(slices=21, matrix=32, fov_mm=220.0)
     tissue = phantom.fractions.sum(axis=(1, 2, 3))
@@ -156,6 +225,53 @@ def test_transmit_field_spans_its_range_smoothly_and_has_no_symmetry(matrix: int
         assert np.abs(turned - field)[inside].max() > 0.05
     np.testing.assert_allclose(transmit_field(0.4, inside) - 1, 2 * (field - 1), atol=1e-12)
     np.testing.assert_array_equal(transmit_field(0.0, inside), 1)
+
+
+@pytest.mark.parametrize("matrix", [64, 65])
+def test_off_resonance_is_smooth_and_spans_its_range_with_a_bump_in_front(matrix: int) -> None:
+    x, y = np.meshgrid(fine_positions(matrix), fine_positions(matrix))
+    inside = np.hypot(x / 0.8, y) < 0.4 * matrix
+    field = off_resonance(50.0, inside)
+    assert field[inside].min() == pytest.approx(-50)
+    assert field[inside].max() == pytest.approx(50)
+    row, _ = np.unravel_index(np.argmax(np.where(inside, field, -np.inf)), field.shape)
+    assert y[row, 0] < -0.2 * matrix  # the front is at the top
+    # 100 Hz over a few centimetres, which are a dozen fine samples.
+    assert max(np.abs(np.where(inside, np.gradient(field, axis=axis), 0)).max() for axis in (0, 1)) < 10
+    assert abs(field[inside].mean()) < 25
+    np.testing.assert_array_equal(off_resonance(0.0, inside), 0)
+
+
+def test_phase_jumps_within_a_part_of_the_front() -> None:
+    x, y = np.meshgrid(fine_positions(64), fine_positions(64))
+    inside = np.hypot(x, y) < 25
+    turned = phase_jump(1.3, inside) != 1
+    np.testing.assert_allclose(phase_jump(1.3, inside)[turned], np.exp(1.3j))
+    assert 0.05 < turned[inside].mean() < 0.3
+    assert not turned[y > 0].any()
+
+
+def test_fat_is_a_closed_ring_of_four_millimetres() -> None:
+    thing = nist_plate("t2", matrix=200)
+    fat = with_fat(thing, matrix=200)
+    assert (fat.names[-1], fat.t1_ms[-1], fat.t2_ms[-1], fat.pd[-1]) == ("fat", 380, 70, 0.9)
+    assert (fat.shift_of(0), fat.shift_of(15)) == (0, -440)
+    assert fat.regions == thing.regions
+    np.testing.assert_array_equal(fat.fractions[:, :15], thing.fractions)
+    assert fat.fractions.sum(axis=1).max() <= 1 + 1e-6
+    ring = fat.fractions[0, 15]
+    radius = np.sqrt(100**2 - 16.5**2)
+    area = np.pi * ((radius + 4) ** 2 - radius**2)
+    assert ring.sum() * 0.75**2 == pytest.approx(area, rel=0.05)
+    holes = ndimage.binary_fill_holes(ring > 0.3)
+    assert holes.sum() * 0.75**2 == pytest.approx(np.pi * (radius + 4) ** 2, rel=0.02)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_an_object_that_moves_sees_the_coils_farther_on(coils: int) -> None:
+    still, moved = (coil_maps(coils, matrix=40, moved_pixels=way) for way in (0.0, 1.5))
+    own_phase = coil_maps(1, matrix=40)
+    np.testing.assert_allclose((moved / own_phase)[..., :-3], (still / own_phase)[..., 3:], atol=1e-12)
 
 
 def test_transmit_field_of_a_single_sample_is_finite() -> None:

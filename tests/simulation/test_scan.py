@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,22 @@ import ismrmrd
 import ismrmrd.xsd
 import numpy as np
 import pytest
+from scipy.interpolate import CubicSpline
 
 import whorl.simulation.scan
-from whorl.simulation.phantoms import brain, coil_maps, nist_plate, transmit_field
+from whorl.simulation.phantoms import (
+    brain,
+    coil_maps,
+    nist_plate,
+    off_resonance,
+    phase_jump,
+    textured_brain,
+    transmit_field,
+    with_fat,
+)
 from whorl.simulation.scan import interleaf_order, read_truth, simulate
 from whorl.simulation.signals import Train, fisp_signals, jiang_train
+from whorl.simulation.spiral import design_spiral
 
 # All sizes different: a swap is seen.
 SMALL: dict[str, Any] = {
@@ -30,6 +42,10 @@ SMALL: dict[str, Any] = {
     "fov_mm": 240.0,
     "readout_ms": 2.0,
 }
+PHANTOMS = {"nist": partial(nist_plate, "t2"), "brain": brain, "texture": textured_brain}
+needs_nilearn = pytest.mark.skipif(
+    importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
+)
 N_SAMPLES = 800
 N_NOISE = 4
 
@@ -170,17 +186,12 @@ def test_kspace_is_the_sum_over_all_point_sources(tmp_path: Path, matrix: int) -
     [
         ("nist", 36, 0.2),
         ("nist", 37, 0.7),
-        pytest.param(
-            "brain",
-            37,
-            0.2,
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("nilearn") is None, reason="the brain phantom needs nilearn"
-            ),
-        ),
+        pytest.param("brain", 37, 0.2, marks=needs_nilearn),
+        pytest.param("texture", 36, 0.1, marks=needs_nilearn),
+        pytest.param("texture", 37, 0.0, marks=needs_nilearn),
     ],
 )
-def test_each_point_source_has_the_signal_of_its_own_field(
+def test_each_point_source_has_the_signal_of_its_own_field_and_relaxation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: str, matrix: int, b1: float
 ) -> None:
     monkeypatch.setattr(whorl.simulation.scan, "_AT_ONCE", 4)  # several groups of components
@@ -189,14 +200,14 @@ def test_each_point_source_has_the_signal_of_its_own_field(
     simulate(tmp_path / "scan.h5", **args, b1=b1)
     rows, kspace = rows_of(tmp_path / "scan.h5")[N_NOISE:], kspace_of(tmp_path / "scan.h5")
     size: dict[str, Any] = {"slices": 2, "matrix": matrix, "fov_mm": 240.0}
-    thing = nist_plate("t2", **size) if phantom == "nist" else brain(**size)
+    thing = PHANTOMS[phantom](**size)
     field = transmit_field(b1, thing.fractions.sum(axis=(0, 1)) > 0)
     places = np.array([j - matrix // 2 + half for j in range(matrix) for half in (-0.25, 0.25)])
     for z in range(2):
         density = np.zeros((21, 2 * matrix, 2 * matrix), dtype=complex)
         for m, tissue in enumerate(thing.fractions[z]):
             v, u = np.nonzero(tissue)
-            t1, t2 = np.full(len(v), thing.t1_ms[m]), np.full(len(v), thing.t2_ms[m])
+            t1, t2 = (np.array([thing.t1_ms[m], thing.t2_ms[m]]) * thing.factors(m, z)[v, u]).T
             signals = fisp_signals(jiang_train(21), t1, t2, b1=field[v, u], **pulses)
             density[:, v, u] += thing.pd[m] * tissue[v, u] * signals.T
         for t, coil, sample in [(0, 0, 0), (3, 2, 300), (12, 0, 50), (17, 2, 640), (20, 1, 799)]:
@@ -211,6 +222,116 @@ def test_each_point_source_has_the_signal_of_its_own_field(
     truth = read_truth(tmp_path / "scan.h5")
     blocks = field.reshape(matrix, 2, matrix, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(truth.b1, truth.mask * blocks, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        # A spline through the nominal samples is not the integral of a gradient with kinks.
+        ({"gradient_delay_us": 1.7}, 2e-5),
+        ({"gradient_delay_us": -3.1}, 2e-5),
+        # Single precision of the file, or what is promised for the interpolation in time.
+        ({"phase_jump_rad": 1.2}, 2e-6),
+        ({"motion_pixels": -1.5}, 2e-6),
+        ({"fat": True}, 2e-6),
+        ({"b0_hz": 80.0}, 1e-4),
+        ({"b0_hz": 400.0}, 1e-4),
+        (
+            {
+                "b0_hz": 150.0,
+                "gradient_delay_us": -0.9,
+                "phase_jump_rad": -2.0,
+                "motion_pixels": 1.0,
+                "fat": True,
+                "b1": 0.2,
+            },
+            1.2e-4,
+        ),
+    ],
+    ids=str,
+)
+def test_each_disturbance_equals_the_sum_over_all_point_sources(
+    tmp_path: Path, changes: dict[str, Any], tolerance: float
+) -> None:
+    # TE differs from pulse to pulse.
+    train = jiang_train(21)
+    train = Train(train.flip_deg, train.phase_deg, train.tr_ms, np.linspace(1.5, 3.5, 21), train.ti_ms)
+    args = SMALL | {"matrix": 36, "noise": 0.0, "slices": 1, "train": train}
+    simulate(tmp_path / "scan.h5", **args)
+    simulate(tmp_path / "disturbed.h5", **args, **changes)
+    kspace, before = kspace_of(tmp_path / "disturbed.h5"), kspace_of(tmp_path / "scan.h5")
+    assert np.abs(kspace - before).max() > 0.01 * np.abs(before).max()
+    # The nominal trajectory is attached, whatever is played.
+    rows, nominal = (rows_of(tmp_path / name)[N_NOISE:] for name in ("disturbed.h5", "scan.h5"))
+    for row, as_told in zip(rows["traj"], nominal["traj"], strict=True):
+        np.testing.assert_array_equal(row, as_told)
+
+    thing = nist_plate("t2", matrix=36, fov_mm=240.0)
+    thing = with_fat(thing, matrix=36, fov_mm=240.0) if changes.get("fat") else thing
+    inside = thing.fractions.sum(axis=(0, 1)) > 0
+    field = transmit_field(changes.get("b1", 0.0), inside)
+    b0 = off_resonance(changes.get("b0_hz", 0.0), inside)
+    jump = phase_jump(changes.get("phase_jump_rad", 0.0), inside)
+    maps, own_phase = coil_maps(3, matrix=36, fov_mm=240.0), coil_maps(1, matrix=36, fov_mm=240.0)
+    places = np.array([j - 18 + half for j in range(36) for half in (-0.25, 0.25)])
+    spiral = design_spiral(matrix=36, fov_mm=240.0, interleaves=16, readout_ms=2.0)
+    dwell = 2.5 * np.arange(N_SAMPLES)
+    for t, coil, sample in [(0, 0, 40), (4, 2, 300), (9, 1, 700), (10, 1, 700), (15, 2, 790), (20, 0, 120)]:
+        way = changes.get("motion_pixels", 0.0) if t >= 10 else 0.0
+        first = CubicSpline(dwell, spiral.k_per_m[interleaf_order("golden", 21, 16)[t]])
+        k = first(dwell[sample] - changes.get("gradient_delay_us", 0.0)) * 240 / 36 * 1e-3
+        elapsed = (train.te_ms[t] + dwell[sample] * 1e-3) * 1e-3
+        # Two fine samples to a pixel: the object meets the coils so many samples farther on.
+        seen = np.roll((maps / own_phase)[coil], -round(2 * way), axis=1) * own_phase[0]
+        expected = 0
+        for m, tissue in enumerate(thing.fractions[0]):
+            v, u = np.nonzero(tissue)
+            t1, t2 = np.full(len(v), thing.t1_ms[m]), np.full(len(v), thing.t2_ms[m])
+            signal = fisp_signals(train, t1, t2, b1=field[v, u])[:, t]
+            hz = b0[v, u] + (-440.0 if thing.names[m] == "fat" else 0.0)
+            source = thing.pd[m] * tissue[v, u] * signal * seen[v, u] * jump[v, u]
+            phase = 2 * np.pi * (hz * elapsed - k.real * (places[u] + way) - k.imag * places[v])
+            expected += np.sum(source * np.exp(1j * phase)) / 4
+        assert abs(kspace[t, coil, sample] - expected) < tolerance * np.abs(kspace).max()
+
+
+@pytest.mark.parametrize(("peak_hz", "most"), [(0.1, 2), (50.0, 4), (400.0, 10)])
+def test_segments_of_time_are_few_and_exact_enough(peak_hz: float, most: int) -> None:
+    b0 = np.linspace(-peak_hz, 0.7 * peak_hz, 301)[None]  # (1, U)
+    elapsed_ms = np.linspace(1.5, 2.0, 3)[:, None] + np.arange(700) * 2.5e-3  # (T, S)
+    segments = whorl.simulation.scan._segments(b0, elapsed_ms)
+    assert len(segments) <= most
+    total = sum(carrier[0][:, None, None] * course for carrier, course in segments)
+    exact = np.exp(2e-3j * np.pi * b0[0][:, None, None] * elapsed_ms)
+    # What is promised, between the places where it was tried.
+    assert np.abs(total - exact).max() < 1.1e-4
+
+
+def test_truth_of_off_resonance_and_fat(tmp_path: Path, plain: Path) -> None:
+    told: dict[str, Any] = {
+        "b0_hz": 60.0,
+        "gradient_delay_us": 1.5,
+        "phase_jump_rad": 1.0,
+        "motion_pixels": 0.5,
+        "fat": True,
+    }
+    simulate(tmp_path / "scan.h5", **SMALL, **told)
+    truth, before = read_truth(tmp_path / "scan.h5"), read_truth(plain)
+    assert {name: truth.parameters[name] for name in told} == told
+    assert str(truth.b0_hz.dtype) == "float32"
+    assert not truth.b0_hz[~truth.mask].any()
+    # The extremes lie at the edge, where pixels of 5 mm average.
+    assert truth.b0_hz.min() == pytest.approx(-60, abs=4)
+    assert truth.b0_hz.max() == pytest.approx(60, abs=4)
+    # Fat is outside of what was there, in the mask, and in no region.
+    fat = truth.t1_ms == 380
+    assert fat.any(axis=(1, 2)).all()
+    assert np.all(truth.mask[fat] & ~before.mask[fat])
+    assert set(truth.t2_ms[fat]) == {70.0}
+    np.testing.assert_array_equal(truth.labels, before.labels)
+    np.testing.assert_array_equal(truth.t1_ms[before.mask], before.t1_ms[before.mask])
+    assert not before.b0_hz.any()
+    assert not any(before.parameters[name] for name in told)
 
 
 def test_a_field_that_hardly_varies_is_a_uniform_one(tmp_path: Path) -> None:
@@ -299,6 +420,28 @@ def test_truth(scan: Path) -> None:
     np.testing.assert_allclose(truth.parameters["flip_deg"], np.linspace(0, 61.5, 21))
 
 
+@needs_nilearn
+def test_truth_of_a_texture_is_that_of_each_pixel(tmp_path: Path) -> None:
+    simulate(tmp_path / "scan.h5", **(SMALL | {"phantom": "texture", "matrix": 96, "interleaves": 48}))
+    truth = read_truth(tmp_path / "scan.h5")
+    phantom = textured_brain(slices=2, matrix=96, fov_mm=240.0)
+    assert truth.roi_names == ("white matter", "grey matter", "CSF", "lesions")
+    assert phantom.t1_factor is not None
+    assert phantom.t2_factor is not None
+    for name, nominal, factor in (
+        ("t1_ms", (832, 1350, 4000, 832), phantom.t1_factor),
+        ("t2_ms", (60, 85, 1500, 108), phantom.t2_factor),
+    ):
+        values, means = getattr(truth, name), getattr(truth, f"roi_{name}")
+        for n in range(4):
+            region = truth.labels == n + 1
+            assert region.sum() > 10
+            here = factor.reshape(2, 96, 2, 96, 2).mean(axis=(2, 4))[region] if n != 2 else 1
+            np.testing.assert_allclose(values[region], nominal[n] * here, rtol=1e-6)
+            assert means[n] == pytest.approx(values[region].mean())
+        np.testing.assert_array_equal(values > 0, truth.mask)
+
+
 def test_truth_of_the_field(tmp_path: Path, plain: Path) -> None:
     uniform = read_truth(plain)
     assert str(uniform.b1.dtype) == "float32"
@@ -326,15 +469,19 @@ def test_truth_of_older_files_is_of_a_uniform_field(tmp_path: Path) -> None:
     simulate(tmp_path / "scan.h5", **SMALL, b1=0.2, inversion_efficiency=0.95, slice_profile=(0.5, 1))
     with h5py.File(tmp_path / "scan.h5", "r+") as file:
         group = file["truth"]
-        for name in ("b1", "slice_profile"):
+        for name in ("b1", "b0_hz", "slice_profile"):
             del group[name]
-        for name in ("b1", "inversion_efficiency"):
+        disturbances = ("b0_hz", "gradient_delay_us", "phase_jump_rad", "motion_pixels", "fat")
+        for name in ("b1", "inversion_efficiency", *disturbances):
             del group.attrs[name]
     truth = read_truth(tmp_path / "scan.h5")
     assert str(truth.b1.dtype) == "float32"
     np.testing.assert_array_equal(truth.b1, truth.mask)
     assert (truth.parameters["b1"], truth.parameters["inversion_efficiency"]) == (0, 1)
     assert truth.parameters["slice_profile"].shape == (0,)
+    assert truth.b0_hz.shape == truth.mask.shape
+    assert not truth.b0_hz.any()
+    assert not any(truth.parameters[name] for name in disturbances)
 
 
 def test_truth_of_another_file_is_refused(tmp_path: Path) -> None:
@@ -389,7 +536,7 @@ def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: 
     [
         ({"timepoints": 0}, "timepoints is 0"),
         ({"timepoints": 70000}, "timepoints is 70000"),
-        ({"phantom": "leg"}, 'phantom is "leg": expected "nist" or "brain"'),
+        ({"phantom": "leg"}, 'phantom is "leg": expected "nist", "brain" or "texture"'),
         ({"order": "random"}, 'order is "random"'),
         ({"plate": "pd"}, 'plate is "pd"'),
         ({"slices": 4}, "slices is 4"),
@@ -410,6 +557,12 @@ def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: 
         ({"inversion_efficiency": 1.5, "b1": 0.1}, "inversion_efficiency is 1.5"),
         ({"slice_profile": (0.0,)}, "slice_profile is .*not all of them 0"),
         ({"slice_profile": (1.0, float("nan"))}, "slice_profile is .* expected finite"),
+        ({"b0_hz": -5.0}, "b0_hz is -5.0: expected 0 to 2000"),
+        ({"b0_hz": float("nan")}, "b0_hz is nan"),
+        ({"gradient_delay_us": 51.0}, "gradient_delay_us is 51.0: expected -50 to 50"),
+        ({"gradient_delay_us": float("nan")}, "gradient_delay_us is nan"),
+        ({"phase_jump_rad": float("inf")}, "phase_jump_rad is inf"),
+        ({"motion_pixels": 13.0}, "motion_pixels is 13.0: expected at most a quarter"),
         ({"train": jiang_train(20)}, "20 pulses, timepoints is 21"),
     ],
     ids=str,

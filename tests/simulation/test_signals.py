@@ -97,20 +97,29 @@ def test_efficiency_is_what_the_inversion_leaves() -> None:
 
 @pytest.mark.parametrize(
     ("n", "low", "high"),
-    [(60, (0.8, 0.85, 1.0), (1.2, 0.95, 1.0)), (3, (0.2, 1.0, 0.5), (1.8, 1.1, 1.5))],
+    [(40, (0.8, 0.85, 1.0), (1.2, 0.95, 1.0)), (3, (0.2, 1.0, 0.5), (1.8, 1.1, 1.5))],
     ids=["long", "short"],
 )
-def test_expansion_equals_the_signal_at_each_field(n: int, low: Any, high: Any) -> None:
+@pytest.mark.parametrize("spread", [0.0, 0.3], ids=["fixed relaxation", "varying relaxation"])
+def test_expansion_equals_the_signal_at_each_field_and_relaxation(
+    n: int, low: Any, high: Any, spread: float
+) -> None:
     train, t1, t2 = random_train(n, seed=5), [2900.0, 300.0, 800.0], [2000.0, 40.0, 60.0]
     slice_of: dict[str, Any] = {"inversion_efficiency": 0.8, "slice_profile": (0.4, 1.0)}
-    expansion = expand_signals(train, t1, t2, low, high, **slice_of)
+    # Ranges of the three factors are all different.
+    least = np.stack([low, np.full(3, 1 - spread / 2), np.full(3, 1 - spread)], axis=1)
+    most = np.stack([high, np.full(3, 1 + spread), np.full(3, 1 + 1.5 * spread)], axis=1)
+    expansion = expand_signals(train, t1, t2, least, most, **slice_of)
     assert len(expansion.components) <= n
     largest = np.abs(fisp_signals(train, t1, t2, **slice_of)).max()
     for m in range(3):
-        b1 = np.array([low[m], high[m], *np.random.default_rng(m).uniform(low[m], high[m], 50)])
-        expected = fisp_signals(train, np.full(52, t1[m]), np.full(52, t2[m]), b1=b1, **slice_of)
+        inside = np.random.default_rng(m).uniform(least[m], most[m], (50, 3))
+        factors = np.concatenate([least[m : m + 1], most[m : m + 1], inside])
+        b1, t1_here, t2_here = factors[:, 0], t1[m] * factors[:, 1], t2[m] * factors[:, 2]
+        expected = fisp_signals(train, t1_here, t2_here, b1=b1, **slice_of)
         both = [
-            expansion.weights(m, b1, some) @ expansion.components[some] for some in (slice(2), slice(2, None))
+            expansion.weights(m, factors, some) @ expansion.components[some]
+            for some in (slice(2), slice(2, None))
         ]
         # What is promised.
         np.testing.assert_allclose(both[0] + both[1], expected, atol=2e-5 * largest)
@@ -118,17 +127,19 @@ def test_expansion_equals_the_signal_at_each_field(n: int, low: Any, high: Any) 
 
 def test_expansion_of_a_whole_fingerprint_is_short() -> None:
     train, t1, t2 = jiang_train(200), 2900.0, 2000.0
-    expansion = expand_signals(train, [t1], [t2], [0.8], [1.2])
+    expansion = expand_signals(train, [t1], [t2], [[0.8, 1, 1]], [[1.2, 1, 1]])
     b1 = np.linspace(0.8, 1.2, 101)
+    factors = np.stack([b1, np.ones(101), np.ones(101)], axis=1)
     expected = fisp_signals(train, np.full(101, t1), np.full(101, t2), b1=b1)
-    error = expansion.weights(0, b1, slice(None)) @ expansion.components - expected
+    error = expansion.weights(0, factors, slice(None)) @ expansion.components - expected
     assert np.abs(error).max() < 2e-5 * np.abs(expected).max()
     # 200 pulses of 20° on average turn by 70 rad, ±14 in this field: 2 * 14 and as many for the edges.
     assert len(expansion.components) < 56
 
 
 def test_no_pulses_no_components() -> None:
-    assert len(expand_signals(train_of(np.zeros(5)), [900.0], [80.0], [0.8], [1.2]).components) == 0
+    low, high = [[0.8, 0.9, 0.9]], [[1.2, 1.1, 1.1]]
+    assert len(expand_signals(train_of(np.zeros(5)), [900.0], [80.0], low, high).components) == 0
 
 
 def test_tiny_pulses_watch_the_inversion_recovery() -> None:

@@ -71,6 +71,23 @@ def test_samples_lie_on_the_integral_of_the_gradient() -> None:
     np.testing.assert_allclose(spiral.k_per_m[0, :880], k[: 880 * 5 : 5], atol=1e-9 * abs(k).max())
 
 
+def test_delayed_gradients_play_the_samples_of_an_earlier_time() -> None:
+    spiral = design_spiral(matrix=64, interleaves=16)
+    later, earlier = spiral.delayed(5.0).k_per_m, spiral.delayed(-2.5).k_per_m
+    # Two samples later, one earlier; up to rounding.
+    np.testing.assert_allclose(later[:, 2:], spiral.k_per_m[:, :-2], atol=1e-9)
+    np.testing.assert_array_equal(later[:, :3], 0)
+    np.testing.assert_allclose(earlier[:, :-1], spiral.k_per_m[:, 1:], atol=1e-9)
+    # Beyond the end it goes on as before.
+    steps = np.diff(earlier, axis=1)
+    np.testing.assert_allclose(
+        np.abs(steps[:, -1] - steps[:, -2]), np.abs(steps[:, -2] - steps[:, -3]), rtol=0.1
+    )
+    between = spiral.delayed(1.25).k_per_m[:, 1:]
+    np.testing.assert_allclose(between, (spiral.k_per_m[:, 1:] + spiral.k_per_m[:, :-1]) / 2, atol=0.05)
+    assert spiral.delayed(0.0) is spiral
+
+
 def test_interleaves_are_rotations() -> None:
     k = design_spiral(matrix=64, interleaves=24).k_per_m
     for i in (1, 7, 23):

@@ -11,7 +11,7 @@ Letters: Z slices, M tissues, C coils, Y X pixels, V U samples of the fine grid 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,25 @@ BRAIN_TISSUES = (
     ("grey matter", 1350.0, 85.0, 0.86),
     ("CSF", 4000.0, 1500.0, 1.0),
 )
+# Texture of white and grey matter: SD of the relative deviation, and over how many mm the correlation
+# falls to 1/e; it repeats after so many mm.
+_TEXTURE_SD = {"t1": 0.05, "t2": 0.10}
+_TEXTURE_MM = (3.0, 7.0, 15.0)
+_FIELD_MM = 320
+# Share from which on a lesion can lie there.
+_WHITE = 0.9
+# Sets its random numbers apart from those of the noise.
+_TEXTURE_STREAM = 1
+# Lesions: number in a slice, smallest and largest radius (1.5 and 4 pixels of 300/256 mm), least
+# distance from each other and from the border of the white matter, increase of T2.
+_N_LESIONS = 14
+_LESION_RADII_MM = (1.5 * 300 / 256, 4 * 300 / 256)
+_LESION_GAP_MM = 1.0
+_LESION_T2 = 0.8
+# Subcutaneous fat at 3 T: name, T1_ms, T2_ms, proton density; chemical shift; width of the ring.
+_FAT = ("fat", 380.0, 70.0, 0.9)
+_FAT_HZ = -440.0
+_FAT_MM = 4.0
 # Height of the middle of the slices and the range in which there is enough brain, mm in MNI space.
 _BRAIN_MIDDLE_MM, _BRAIN_RANGE_MM = 10.0, (-35.0, 65.0)
 
@@ -95,6 +114,12 @@ class Phantom:
         Tissues that are regions of interest, as indices into `names`; label n belongs to `regions[n-1]`.
     pure_radius
         How many pixels a region keeps from its edge; 0 where purity alone decides.
+    textured
+        Tissues whose relaxation varies from place to place, as indices into `names`.
+    t1_factor, t2_factor
+        `(Z, V, U)`, what T1 and T2 of the `textured` are multiplied by; None if there are none.
+    shift_hz
+        `(M,)`, chemical shift of each tissue against water; none are 0 for all.
     """
 
     names: tuple[str, ...]
@@ -104,6 +129,20 @@ class Phantom:
     fractions: NDArray[np.float32]
     regions: tuple[int, ...]
     pure_radius: int
+    textured: tuple[int, ...] = ()
+    t1_factor: NDArray[np.float64] | None = None
+    t2_factor: NDArray[np.float64] | None = None
+    shift_hz: tuple[float, ...] = ()
+
+    def shift_of(self, m: int) -> float:
+        """Chemical shift of a tissue in Hz."""
+        return self.shift_hz[m] if self.shift_hz else 0.0
+
+    def factors(self, m: int, z: int) -> NDArray[np.float64]:
+        """What T1 and T2 of a tissue are multiplied by in each fine sample of a slice, `(V, U, 2)`."""
+        if m not in self.textured or self.t1_factor is None or self.t2_factor is None:
+            return np.ones((*self.fractions.shape[2:], 2))
+        return np.stack([self.t1_factor[z], self.t2_factor[z]], axis=-1)
 
     def on_pixels(self) -> NDArray[np.float64]:
         """Share of each tissue in each pixel, `(Z, M, Y, X)`: the mean over its fine samples."""
@@ -247,13 +286,132 @@ def brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0) -> Phant
     )
 
 
+def textured_brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0, seed: int = 0) -> Phantom:
+    """The slices of `brain`, with relaxation that varies within the tissue, and with small lesions.
+
+    T1 and T2 of white and grey matter are multiplied by the exponential of two independent Gaussian
+    random fields, with an SD of 5 % (T1) and 10 % (T2). Each is the sum of three fields of equal variance,
+    whose correlation falls to 1/e over 3, 7 and 15 mm. Slices are independent of each other.
+
+    Up to 14 lesions in each slice, discs with a radius of 1.8 to 4.7 mm (1.5 to 4 pixels of the default
+    image), lie wholly in white matter, apart from each other and from its border; there are fewer in
+    slices with too little white matter. Their T2 is that of the white matter at their place, and 80 %.
+
+    Parameters
+    ----------
+    slices, matrix, fov_mm
+        As for `brain`.
+    seed
+        Of the texture and of the places of the lesions. The texture does not depend on the matrix.
+
+    Raises
+    ------
+    ImportError, ValueError
+        As `brain`.
+    """
+    plain = brain(slices=slices, matrix=matrix, fov_mm=fov_mm)
+    rng = np.random.default_rng([seed, _TEXTURE_STREAM])
+    scale = min(1.0, fov_mm / 200.0)
+    fine_mm = fov_mm / matrix / FINE / scale
+    at_mm = fine_positions(matrix) * fov_mm / matrix / scale
+    fields = np.array([[_random_field(at_mm, rng) for _ in range(2)] for _ in range(slices)])  # (Z, 2, V, U)
+    fractions = np.zeros((slices, 4, len(at_mm), len(at_mm)), dtype=np.float32)
+    fractions[:, :3] = plain.fractions
+    for z in range(slices):
+        for row, column, radius_mm in _place_lesions(plain.fractions[z, 0], fine_mm, rng):
+            disc = _disc(at_mm - at_mm[column], at_mm - at_mm[row], radius_mm, fine_mm)
+            fractions[z, 3] += disc
+        # A lesion takes the place of all that was there, else none of its pixels would be pure.
+        total = plain.fractions[z].sum(axis=0)
+        fractions[z, :3] *= 1 - fractions[z, 3]
+        fractions[z, 3] *= total
+    return Phantom(
+        names=(*plain.names, "lesions"),
+        t1_ms=plain.t1_ms[[0, 1, 2, 0]],
+        t2_ms=plain.t2_ms[[0, 1, 2, 0]] * np.array([1, 1, 1, 1 + _LESION_T2]),
+        pd=plain.pd[[0, 1, 2, 0]],
+        fractions=fractions,
+        regions=(0, 1, 2, 3),
+        pure_radius=0,
+        textured=(0, 1, 3),
+        t1_factor=np.exp(_TEXTURE_SD["t1"] * fields[:, 0]),
+        t2_factor=np.exp(_TEXTURE_SD["t2"] * fields[:, 1]),
+    )
+
+
+def _random_field(at_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Gaussian random field at all pairs of positions `(V, V)`, mean 0 and SD 1 over a wide area."""
+    # Drawn on a raster of its own, so that the same seed gives the same field on all images.
+    n = _FIELD_MM
+    field = np.zeros((n, n))
+    for length_mm in _TEXTURE_MM:
+        # White noise under a Gaussian of width σ has the correlation exp(-d² / 4σ²).
+        part = ndimage.gaussian_filter(rng.standard_normal((n, n)), length_mm / 2, mode="wrap")
+        field += part / part.std()
+    field = (field - field.mean()) / field.std()
+    # Where the field of view is wider, the field goes on periodically.
+    index = np.stack(np.meshgrid(at_mm + n // 2, at_mm + n // 2, indexing="ij"))
+    return np.asarray(ndimage.map_coordinates(field, index, order=3, mode="grid-wrap"))
+
+
+def _place_lesions(
+    white: NDArray[np.float32], fine_mm: float, rng: np.random.Generator
+) -> list[tuple[int, int, float]]:
+    """Row, column and radius in mm of lesions in white matter `(V, U)`, the largest first."""
+    # Distance to what is not white matter; a sample of it counts from its edge.
+    room = ndimage.distance_transform_edt(white > _WHITE) * fine_mm - fine_mm / 2
+    rows, columns = np.indices(white.shape)
+    lesions = []
+    for radius_mm in np.linspace(*_LESION_RADII_MM, _N_LESIONS)[::-1]:
+        places = np.argwhere(room > radius_mm + _LESION_GAP_MM)
+        if not len(places):
+            continue
+        row, column = places[rng.integers(len(places))]
+        lesions.append((int(row), int(column), float(radius_mm)))
+        distance = np.hypot(rows - row, columns - column) * fine_mm - radius_mm
+        room = np.minimum(room, distance)
+    return lesions
+
+
+def with_fat(thing: Phantom, *, matrix: int = 256, fov_mm: float = 300.0) -> Phantom:
+    """The phantom with a ring of subcutaneous fat, 4 mm wide, directly around it.
+
+    The fat belongs to no region of interest. Its chemical shift is -440 Hz (-3.4 ppm at 3 T). Where the
+    field of view is less than 200 mm, it is as much thinner as the brain is smaller.
+    """
+    wide = _FAT_MM * min(1.0, fov_mm / 200.0) / (fov_mm / matrix / FINE)  # fine samples
+    inside = thing.fractions.sum(axis=1)
+    ring = np.zeros_like(inside)
+    for z, tissues in enumerate(inside):
+        body = ndimage.binary_fill_holes(tissues > 0.5)
+        # From the edge of the body, which lies half a sample before the first one outside.
+        distance = ndimage.distance_transform_edt(~body) - 0.5 if body.any() else np.full(body.shape, np.inf)
+        # Shares of samples at the border of the body are left to its tissues; its holes stay empty.
+        ring[z] = np.where(body, 0, np.clip(0.5 + wide - distance, 0, 1) * np.clip(1 - tissues, 0, 1))
+    name, t1_ms, t2_ms, pd = _FAT
+    return replace(
+        thing,
+        names=(*thing.names, name),
+        t1_ms=np.append(thing.t1_ms, t1_ms),
+        t2_ms=np.append(thing.t2_ms, t2_ms),
+        pd=np.append(thing.pd, pd),
+        fractions=np.concatenate([thing.fractions, ring[:, None]], axis=1),
+        shift_hz=(0.0,) * len(thing.names) + (_FAT_HZ,),
+    )
+
+
 def slice_heights_mm(slices: int) -> NDArray[np.float64]:
     """Where the slices lie along their normal, mm from the middle of the stack, `(Z,)`."""
     return np.asarray(SLICE_MM * (np.arange(slices) - (slices - 1) / 2), dtype=np.float64)
 
 
 def coil_maps(
-    coils: int, *, matrix: int = 256, fov_mm: float = 300.0, height_mm: float = 0.0
+    coils: int,
+    *,
+    matrix: int = 256,
+    fov_mm: float = 300.0,
+    height_mm: float = 0.0,
+    moved_pixels: float = 0.0,
 ) -> NDArray[np.complex128]:
     """Sensitivities of a ring of receive coils, `(C, V, U)`, times the smooth phase of the object.
 
@@ -261,6 +419,9 @@ def coil_maps(
     size of a loop; what it receives is the field component that turns against the precession,
     ``Bx - i By``. The largest root-sum-of-squares within the field of view is 1. A single coil is
     uniform, as a body coil is. The phase of the object is a polynomial of second order, 1 rad or so.
+
+    An object that has moved by `moved_pixels` along x has taken its phase along and sees the coils there:
+    the maps are given where its samples were before.
 
     Raises
     ------
@@ -277,8 +438,19 @@ def coil_maps(
     if coils == 1:
         return np.array([turn])
 
+    maps = _coil_ring(coils, x + moved_pixels * fov_mm / matrix, y, height_mm, half_mm)
+    still = maps if moved_pixels == 0 else _coil_ring(coils, x, y, height_mm, half_mm)
+    # The coils are as sensitive whatever the object does.
+    scale = np.float64(np.sqrt(np.max(np.sum(np.abs(still) ** 2, axis=0))))
+    return np.asarray(maps / scale * turn)
+
+
+def _coil_ring(
+    coils: int, x: NDArray[np.float64], y: NDArray[np.float64], height_mm: float, half_mm: float
+) -> NDArray[np.complex128]:
+    """Sensitivities `(C, V, U)` of the dipoles at `x` `(1, U)` and `y` `(V, 1)` in mm, not normalised."""
     ring_mm, loop_mm = 1.1 * half_mm, 0.4 * half_mm
-    maps = np.empty((coils, *turn.shape), dtype=np.complex128)
+    maps = np.empty((coils, y.shape[0], x.shape[1]), dtype=np.complex128)
     for c in range(coils):
         # The half step keeps the ring from being symmetric to the raster.
         angle = 2 * np.pi * (c + 0.3) / coils
@@ -287,8 +459,6 @@ def coil_maps(
         distance2 = dx**2 + dy**2 + height_mm**2 + loop_mm**2
         along = 3 * (mx * dx + my * dy) / distance2
         maps[c] = ((along * dx - mx) - 1j * (along * dy - my)) / distance2**1.5
-    maps /= np.sqrt(np.max(np.sum(np.abs(maps) ** 2, axis=0)))
-    maps *= turn
     return maps
 
 
@@ -312,6 +482,45 @@ def transmit_field(peak: float, inside: NDArray[np.bool_]) -> NDArray[np.float64
     low, high = bowl[inside].min(), bowl[inside].max()
     # An object may be as small as one sample.
     return np.asarray(1 + peak * (1 - 2 * (bowl - low) / max(high - low, 1e-12)))
+
+
+def off_resonance(peak_hz: float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Smooth off-resonance field on the fine grid `(V, U)` in Hz.
+
+    A polynomial of second order, as shims leave it, and a bump near the front of the object, as above the
+    frontal sinus. All slices have the same.
+
+    Parameters
+    ----------
+    peak_hz
+        The field runs from ``-peak_hz`` to ``peak_hz`` inside; 0 is exactly uniform.
+    inside
+        `(V, U)`, where the object is.
+    """
+    x, y = _object_places(inside)
+    field = 0.25 * x - 0.55 * y + 0.35 * (x * y) - 0.5 * x**2 - 0.3 * y**2
+    field = field + 1.3 * np.exp(-(((x - 0.05) / 0.35) ** 2) - ((y + 0.8) / 0.3) ** 2)
+    low, high = field[inside].min(), field[inside].max()
+    # Outside it stays within the range: a wider one would only cost segments of time.
+    return np.asarray(peak_hz * np.clip(2 * (field - low) / max(high - low, 1e-12) - 1, -1, 1))
+
+
+def phase_jump(angle_rad: float, inside: NDArray[np.bool_]) -> NDArray[np.complex128]:
+    """Phase factor on the fine grid `(V, U)`: turned by an angle within an ellipse in the front of the
+    object, with a sharp border, as at an interface of air and tissue."""
+    x, y = _object_places(inside)
+    ellipse = ((x - 0.1) / 0.45) ** 2 + ((y + 0.55) / 0.3) ** 2 < 1
+    return np.where(ellipse, np.exp(1j * angle_rad), 1)
+
+
+def _object_places(inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions x `(1, U)` and y `(V, 1)`, -1 to 1 over the box around the object; y is -1 at the front."""
+    places = []
+    for axis in (0, 1):
+        hit = np.flatnonzero(inside.any(axis=axis))
+        middle, half = (hit[0] + hit[-1]) / 2, max((hit[-1] - hit[0]) / 2, 1)
+        places.append((np.arange(inside.shape[1 - axis]) - middle) / half)
+    return places[0][None, :], places[1][:, None]
 
 
 def _disc(x: NDArray[np.float64], y: NDArray[np.float64], radius: float, width: float) -> NDArray[np.float32]:

@@ -2,8 +2,8 @@
 
 The object is given on its own fine grid and transformed to the samples of the spiral at once, tissue by
 tissue; each timepoint is then a sum of the tissues' k-space with their signals as weights. Where the
-transmit field is not uniform, components of the signals take the place of the tissues. Nothing here is
-shared with the reconstruction.
+transmit field or the relaxation varies from place to place, components of the signals take the place of
+the tissues. Nothing here is shared with the reconstruction.
 
 Letters: Z slices, T timepoints, M tissues, R components, C coils, I interleaves, S samples, Y X pixels,
 V U samples of the fine grid.
@@ -11,10 +11,11 @@ V U samples of the fine grid.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import h5py
 import ismrmrd.xsd as xsd
 import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype
+from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
 from whorl.scan.readout import HEAD_DTYPE, Flag
@@ -35,8 +37,12 @@ from whorl.simulation.phantoms import (
     coil_maps,
     fine_positions,
     nist_plate,
+    off_resonance,
+    phase_jump,
     slice_heights_mm,
+    textured_brain,
     transmit_field,
+    with_fat,
 )
 from whorl.simulation.signals import Expansion, Train, expand_signals, fisp_signals, jiang_train
 from whorl.simulation.spiral import GAMMA_HZ_PER_T, design_spiral
@@ -46,6 +52,10 @@ _NOISE_READOUTS = 4
 _FIELD_T = 3.0
 # Time between two slices: the next one starts from the equilibrium.
 _PAUSE_MS = 10_000.0
+# Beyond these there is no head, or no spiral.
+_MOST_HZ, _LONGEST_DELAY_US = 2000.0, 50.0
+# Largest error of the interpolation of off-resonance in time, relative to the signal.
+_SEGMENT_ERROR = 1e-4
 _NUFFT_EPS = 1e-8
 _SMALL = 100_000
 # Parameters that are arrays: datasets in the file, because HDF5 limits attributes to 64 KiB.
@@ -65,12 +75,15 @@ class Truth:
         proton density.
     b1
         `(Z, Y, X)` float32, transmit field relative to the nominal one; 0 outside.
+    b0_hz
+        `(Z, Y, X)` float32, off-resonance in Hz without chemical shift; 0 outside.
     labels
         `(Z, Y, X)` int16, number of the region of interest from 1 on, away from its edges; 0 elsewhere.
     mask
         `(Z, Y, X)` bool, the whole object.
     roi_names, roi_t1_ms, roi_t2_ms
-        Of each region of interest; label n is entry n - 1.
+        Of each region of interest; label n is entry n - 1. Where the relaxation varies, means of
+        `t1_ms` and `t2_ms` over the region.
     parameters
         All parameters of the simulation by name, the train `(T,)` and the covariance of the coils
         `(C, C)` included. In the file they are attributes of the group, arrays are datasets.
@@ -80,6 +93,7 @@ class Truth:
     t2_ms: NDArray[np.float32]
     m0: NDArray[np.float32]
     b1: NDArray[np.float32]
+    b0_hz: NDArray[np.float32]
     labels: NDArray[np.int16]
     mask: NDArray[np.bool_]
     roi_names: tuple[str, ...]
@@ -130,22 +144,34 @@ def simulate(
     b1: float = 0.0,
     inversion_efficiency: float = 1.0,
     slice_profile: Sequence[float] = (),
+    b0_hz: float = 0.0,
+    gradient_delay_us: float = 0.0,
+    phase_jump_rad: float = 0.0,
+    motion_pixels: float = 0.0,
+    fat: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Simulate a spiral MRF scan and write it as an MRD file with its truth.
 
-    Left out, and so not tested by it: B0, motion, gradient delays, decay during the readout. The file is
-    written beside its place and moved there when it is complete.
+    Left out, and so not tested by it: decay during the readout, flow, diffusion. The file is written beside
+    its place and moved there when it is complete.
 
-    Where the transmit field is not uniform, each fine sample has the signal of its own field, but for an
-    error of at most 2e-5 of the largest signal (see `expand_signals`).
+    Where the transmit field or the relaxation varies from place to place, each fine sample has the signal
+    of its own field, T1 and T2, but for an error of at most 2e-5 of the largest signal (see
+    `expand_signals`).
+
+    Off-resonance turns the signal from the pulse on, by ``exp(i 2π df (TE + t))`` at time t of the
+    readout. It leaves the echoes as they are: with the same TR throughout, all pathways that are in phase
+    at a pulse have seen as much phase in one direction as in the other. Over the readout the field is
+    interpolated in time, with an error of at most 1e-4 of the signal (see `_segments`).
 
     Parameters
     ----------
     path
         HDF5 file to be written, with the groups `dataset` (MRD) and `truth` (`read_truth`).
     phantom
-        `nist` (14 spheres in water, see `plate`) or `brain` (needs nilearn).
+        `nist` (14 spheres in water, see `plate`), `brain` (needs nilearn) or `texture` (a brain whose
+        relaxation varies within the tissue, with lesions; see `textured_brain`).
     timepoints
         Number T of pulses and readouts of the train.
     interleaves
@@ -162,7 +188,7 @@ def simulate(
     matrix, fov_mm
         Size of the square image.
     seed
-        Of the noise and its covariance.
+        Of the noise and its covariance, and of the texture.
     plate
         Plate of the NIST phantom: `t1` or `t2`.
     readout_ms
@@ -174,6 +200,19 @@ def simulate(
         ``1 - b1`` to ``1 + b1``, see `transmit_field`. The header keeps the nominal flip angles.
     inversion_efficiency, slice_profile
         See `fisp_signals`.
+    b0_hz
+        Largest off-resonance: within the object it runs from -b0_hz to b0_hz, see `off_resonance`.
+    gradient_delay_us
+        Time by which the gradients lag the samples, -50 to 50 µs: what is played is ``k(t - delay)``. The
+        file holds the nominal trajectory.
+    phase_jump_rad
+        Angle by which the phase of the object jumps at the border of an ellipse, see `phase_jump`.
+    motion_pixels
+        Way of the object along x, in pixels, between the first and the second half of the train. It takes
+        its off-resonance, its phase and the transmit field along; the coils stay. The truth is where it
+        was at first.
+    fat
+        Whether a ring of fat lies around the object, see `with_fat`.
     progress
         Receives one line for each step.
 
@@ -206,6 +245,22 @@ def simulate(
         raise ValueError(f"fov_mm is {fov_mm}: expected a positive number")
     if not 0 <= b1 < 1:
         raise ValueError(f"b1 is {b1}: expected at least 0 and less than 1")
+    for name, size in (
+        ("b0_hz", b0_hz),
+        ("phase_jump_rad", phase_jump_rad),
+        ("motion_pixels", motion_pixels),
+    ):
+        if not math.isfinite(size):
+            raise ValueError(f"{name} is {size}: expected a finite number")
+    if not 0 <= b0_hz <= _MOST_HZ:
+        raise ValueError(f"b0_hz is {b0_hz}: expected 0 to {_MOST_HZ:g}")
+    if not abs(gradient_delay_us) <= _LONGEST_DELAY_US:
+        raise ValueError(
+            f"gradient_delay_us is {gradient_delay_us}: expected "
+            f"-{_LONGEST_DELAY_US:g} to {_LONGEST_DELAY_US:g}"
+        )
+    if abs(motion_pixels) > matrix / 4:
+        raise ValueError(f"motion_pixels is {motion_pixels}: expected at most a quarter of the matrix")
     if train is None:
         train = jiang_train(timepoints)
     elif len(train) != timepoints:
@@ -222,38 +277,67 @@ def simulate(
         thing = nist_plate(plate, slices=slices, matrix=matrix, fov_mm=fov_mm)
     elif phantom == "brain":
         thing = brain(slices=slices, matrix=matrix, fov_mm=fov_mm)
+    elif phantom == "texture":
+        thing = textured_brain(slices=slices, matrix=matrix, fov_mm=fov_mm, seed=seed)
     else:
-        raise ValueError(f'phantom is "{phantom}": expected "nist" or "brain"')
+        raise ValueError(f'phantom is "{phantom}": expected "nist", "brain" or "texture"')
+    if fat:
+        thing = with_fat(thing, matrix=matrix, fov_mm=fov_mm)
 
     say(f"spiral: {interleaves} interleaves of {readout_ms:g} ms")
     spiral = design_spiral(matrix=matrix, fov_mm=fov_mm, interleaves=interleaves, readout_ms=readout_ms)
     trajectory = spiral.cycles_per_pixel(fov_mm / matrix)  # (I, S, 2)
+    played = spiral.delayed(gradient_delay_us).cycles_per_pixel(fov_mm / matrix)
     n_samples = trajectory.shape[1]
 
     say(f"signals: {len(thing.names)} tissues, {timepoints} timepoints")
     pulses: dict[str, Any] = {"inversion_efficiency": inversion_efficiency, "slice_profile": slice_profile}
-    present = thing.fractions.max(axis=0) > 0  # (M, V, U)
-    field = transmit_field(b1, present.any(axis=0))
-    weights, expansion = np.empty(0, dtype=np.complex128), None
-    if b1 == 0:
+    inside = thing.fractions.max(axis=(0, 1)) > 0  # (V, U)
+    field = transmit_field(b1, inside)
+    b0 = off_resonance(b0_hz, inside)
+    weights, expansion = np.empty((0, 0), dtype=np.complex128), None
+    if b1 == 0 and not thing.textured:
         weights = thing.pd[:, None] * fisp_signals(train, thing.t1_ms, thing.t2_ms, **pulses)  # (M, T)
     else:
-        # Pixels may be so large that a tissue falls between them.
-        ranges = [np.quantile(field[tissue], [0, 1]) if tissue.any() else (1, 1) for tissue in present]
-        expansion = expand_signals(train, thing.t1_ms, thing.t2_ms, *np.transpose(ranges), **pulses)
-        say(f"transmit field of 1 ± {b1:g}: {len(expansion.components)} components")
+        expansion = expand_signals(train, thing.t1_ms, thing.t2_ms, *_ranges(thing, field), **pulses)
+        say(f"tissues that vary from place to place: {len(expansion.components)} components")
+
+    def sources(z: int, tissues: list[int]) -> Iterator[tuple[NDArray[Any], NDArray[np.complex128]]]:
+        """Images of a slice `(N, V, U)` and their weights `(N, T)`, not too many at once."""
+        if expansion is None:
+            yield thing.fractions[z, tissues], weights[tissues]
+            return
+        for first in range(0, len(expansion.components), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            yield _component_images(thing, z, tissues, field, expansion, some), expansion.components[some]
+
+    elapsed_ms = train.te_ms[:, None] + np.arange(n_samples) * (spiral.dwell_us * 1e-3)  # (T, S)
+    still, always = np.ones((1, 1)), np.ones((timepoints, 1))
+    segments = _segments(b0, elapsed_ms) if b0_hz else [(still, always)]
+    if b0_hz:
+        say(f"off-resonance of up to {b0_hz:g} Hz: {len(segments)} segments of time")
+    jump = phase_jump(phase_jump_rad, inside) if phase_jump_rad else still
+    halves = [(slice(None), 0.0)]
+    if motion_pixels:
+        halves = [(slice(0, timepoints // 2), 0.0), (slice(timepoints // 2, None), motion_pixels)]
+    # Tissues of one chemical shift are measured together.
+    species: dict[float, list[int]] = {}
+    for m in range(len(thing.names)):
+        species.setdefault(thing.shift_of(m), []).append(m)
 
     kspace = np.zeros((slices, timepoints, coils, n_samples), dtype=np.complex64)  # (Z, T, C, S)
     for z, height in enumerate(slice_heights_mm(slices)):
         say(f"slice {z + 1} of {slices}: k-space of {coils} coils")
-        maps = coil_maps(coils, matrix=matrix, fov_mm=fov_mm, height_mm=height)
-        if expansion is None:
-            kspace[z] = _acquire(thing.fractions[z], maps, weights, trajectory, arms)
-            continue
-        for first in range(0, len(expansion.components), _AT_ONCE):
-            some = slice(first, first + _AT_ONCE)
-            images = _component_images(thing, z, field, expansion, some)
-            kspace[z] += _acquire(images, maps, expansion.components[some], trajectory, arms)
+        for half, way in halves:
+            maps = jump * coil_maps(coils, matrix=matrix, fov_mm=fov_mm, height_mm=height, moved_pixels=way)
+            moved = np.exp(-2j * np.pi * way * played[arms[half], :, 0]) if way else always[half]
+            for hz, tissues in species.items():
+                turned = moved * (np.exp(2e-3j * np.pi * hz * elapsed_ms[half]) if hz else 1)
+                for images, components in sources(z, tissues):
+                    for carrier, course in segments:
+                        readouts = _acquire(images, carrier * maps, components[:, half], played, arms[half])
+                        factor = turned * course[half]  # (T, S), or (T, 1) where it is 1 throughout
+                        kspace[z, half] += readouts * factor[:, None].astype(np.complex64)
 
     rng = np.random.default_rng(seed)
     covariance = _noise_covariance(coils, rng)
@@ -288,6 +372,11 @@ def simulate(
         "b1": b1,
         "inversion_efficiency": inversion_efficiency,
         "slice_profile": np.asarray(slice_profile, dtype=np.float64),
+        "b0_hz": b0_hz,
+        "gradient_delay_us": gradient_delay_us,
+        "phase_jump_rad": phase_jump_rad,
+        "motion_pixels": motion_pixels,
+        "fat": fat,
     }
     header = _header(parameters, dwell_us=spiral.dwell_us)
     rows = _rows(prescan, kspace, trajectory.astype(np.float32), arms, train, spiral.dwell_us)
@@ -299,7 +388,7 @@ def simulate(
             group.create_dataset("xml", data=[header], dtype=h5py.special_dtype(vlen=bytes))
             # Chunked as the C++ client makes it, so that readouts can be appended.
             group.create_dataset("data", data=rows, maxshape=(None,), chunks=(1024,))
-            _write_truth(file.create_group("truth"), thing, field, parameters)
+            _write_truth(file.create_group("truth"), thing, {"b1": field, "b0_hz": b0}, parameters)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -324,8 +413,9 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
             t1_ms=group["t1_ms"][()],
             t2_ms=group["t2_ms"][()],
             m0=group["m0"][()],
-            # Files of older versions have a uniform field and do not say so.
+            # Files of older versions have uniform fields and do not say so.
             b1=group["b1"][()] if "b1" in group else mask.astype(np.float32),
+            b0_hz=group["b0_hz"][()] if "b0_hz" in group else np.zeros(mask.shape, dtype=np.float32),
             labels=group["labels"][()],
             mask=mask,
             roi_names=tuple(group["roi_names"].asstr()[()]),
@@ -335,6 +425,11 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
                 "b1": 0.0,
                 "inversion_efficiency": 1.0,
                 "slice_profile": np.empty(0),
+                "b0_hz": 0.0,
+                "gradient_delay_us": 0.0,
+                "phase_jump_rad": 0.0,
+                "motion_pixels": 0.0,
+                "fat": False,
                 **{
                     name: value.item() if isinstance(value, np.generic) else value
                     for name, value in group.attrs.items()
@@ -344,19 +439,85 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         )
 
 
+def _pixel_means(fine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the fine samples of each pixel, `(V, U, ...)` to `(Y, X, ...)`."""
+    v, u, *rest = fine.shape
+    return np.asarray(fine.reshape(v // FINE, FINE, u // FINE, FINE, *rest).mean(axis=(1, 3)))
+
+
 def _silent(_: str) -> None:
     pass
 
 
+def _factors(thing: Phantom, m: int, z: int, field: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Factors of the flip angles, of T1 and of T2 of a tissue in each fine sample, `(V, U, 3)`."""
+    return np.concatenate([field[..., None], thing.factors(m, z)], axis=-1)
+
+
+def _ranges(thing: Phantom, field: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest factors `(M, 3)` of each tissue where there is some of it."""
+    n_slices, n_tissues = thing.fractions.shape[:2]
+    # Pixels may be so large that a tissue falls between them.
+    low, high = np.full((n_tissues, 3), np.inf), np.full((n_tissues, 3), -np.inf)
+    for m in range(n_tissues):
+        for z in range(n_slices):
+            if (inside := thing.fractions[z, m] > 0).any():
+                factors = _factors(thing, m, z, field)[inside]
+                low[m] = np.minimum(low[m], factors.min(axis=0))
+                high[m] = np.maximum(high[m], factors.max(axis=0))
+    missing = np.isinf(low)
+    return np.where(missing, 1, low), np.where(missing, 1, high)
+
+
+def _segments(
+    b0: NDArray[np.float64], elapsed_ms: NDArray[np.float64]
+) -> list[tuple[NDArray[np.complex128], NDArray[np.float64]]]:
+    """Off-resonance as a short sum, ``exp(i 2π b0 τ) = Σ_l carrier_l(b0) course_l(τ)``.
+
+    The carriers `(V, U)` are the phase at Chebyshev nodes of the time, the courses `(T, S)` the
+    polynomials that interpolate between them: as many as the error of 1e-4 needs.
+
+    References
+    ----------
+    Noll et al., IEEE Trans Med Imaging 10:629 (1991), doi:10.1109/42.108599: segments of time, here with
+    polynomials as their interpolators.
+    """
+    start, stop = elapsed_ms.min(), elapsed_ms.max()
+
+    def interpolators(n: int, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        analysis = 2 / n * chebyshev.chebvander(chebyshev.chebpts1(n), n - 1).T
+        analysis[0] /= 2
+        place = (2 * times - start - stop) / max(stop - start, 1e-9)
+        return np.asarray(chebyshev.chebvander(place, n - 1) @ analysis)
+
+    times = np.linspace(start, stop, 200)
+    rates = 2e-3j * np.pi * np.linspace(b0.min(), b0.max(), 50)[:, None]  # of a phase in rad/ms
+    for n in itertools.count(1):
+        nodes = (start + stop + (stop - start) * chebyshev.chebpts1(n)) / 2
+        error = np.exp(rates * nodes) @ interpolators(n, times).T - np.exp(rates * times)
+        if np.abs(error).max() < _SEGMENT_ERROR:
+            break
+    courses = interpolators(n, elapsed_ms)  # (T, S, L)
+    return [(np.exp(2e-3j * np.pi * node * b0), courses[..., i]) for i, node in enumerate(nodes)]
+
+
 def _component_images(
-    thing: Phantom, z: int, field: NDArray[np.float64], expansion: Expansion, some: slice
+    thing: Phantom,
+    z: int,
+    tissues: list[int],
+    field: NDArray[np.float64],
+    expansion: Expansion,
+    some: slice,
 ) -> NDArray[np.complex128]:
-    """What each of some components weighs in each fine sample of a slice, `(R, V, U)`."""
+    """What each of some components weighs in each fine sample of a slice, `(R, V, U)`, over some tissues."""
     images = np.zeros((len(expansion.components[some]), *field.shape), dtype=np.complex128)
-    for m, tissue in enumerate(thing.fractions[z]):
+    for m in tissues:
+        tissue = thing.fractions[z, m]
         v, u = np.nonzero(tissue)
         amount = thing.pd[m] * tissue[v, u]
-        images[:, v, u] += (amount[:, None] * expansion.weights(m, field[v, u], some)).T
+        images[:, v, u] += (
+            amount[:, None] * expansion.weights(m, _factors(thing, m, z, field)[v, u], some)
+        ).T
     return images
 
 
@@ -549,22 +710,35 @@ def _rows(
     return rows
 
 
-def _write_truth(group: Any, thing: Phantom, field: NDArray[np.float64], parameters: dict[str, Any]) -> None:
+def _write_truth(
+    group: Any, thing: Phantom, fields: dict[str, NDArray[np.float64]], parameters: dict[str, Any]
+) -> None:
     share = thing.on_pixels()  # (Z, M, Y, X)
     mask = share.sum(axis=1) > 0.5
     dominant = share.argmax(axis=1)
-    for name, values in (("t1_ms", thing.t1_ms), ("t2_ms", thing.t2_ms), ("m0", thing.pd)):
-        group.create_dataset(name, data=np.where(mask, values[dominant], 0).astype(np.float32))
-    y, x = mask.shape[1:]
-    b1 = field.reshape(y, FINE, x, FINE).mean(axis=(1, 3))  # (Y, X)
-    group.create_dataset("b1", data=np.where(mask, b1, 0).astype(np.float32))
-    group.create_dataset("labels", data=thing.labels(share))
+    maps = {"t1_ms": thing.t1_ms[dominant], "t2_ms": thing.t2_ms[dominant], "m0": thing.pd[dominant]}
+    for z, m in itertools.product(range(len(share)), thing.textured):
+        here = dominant[z] == m
+        factors = _pixel_means(thing.factors(m, z))
+        maps["t1_ms"][z][here] *= factors[here, 0]
+        maps["t2_ms"][z][here] *= factors[here, 1]
+    for name, field in fields.items():
+        maps[name] = np.broadcast_to(_pixel_means(field), mask.shape)
+    for name, values in maps.items():
+        group.create_dataset(name, data=np.where(mask, values, 0).astype(np.float32))
+    labels = thing.labels(share)
+    group.create_dataset("labels", data=labels)
     group.create_dataset("mask", data=mask)
     regions = list(thing.regions)
     names = [thing.names[m] for m in regions]
     group.create_dataset("roi_names", data=names, dtype=h5py.string_dtype())
-    group.create_dataset("roi_t1_ms", data=thing.t1_ms[regions])
-    group.create_dataset("roi_t2_ms", data=thing.t2_ms[regions])
+    for name, nominal in (("t1_ms", thing.t1_ms), ("t2_ms", thing.t2_ms)):
+        values = nominal[regions]
+        for n, m in enumerate(regions):
+            inside = labels == n + 1
+            if m in thing.textured and inside.any():
+                values[n] = maps[name][inside].mean()
+        group.create_dataset(f"roi_{name}", data=values)
     for name, value in parameters.items():
         if name in _ARRAYS:
             group.create_dataset(name, data=value)

@@ -5,6 +5,7 @@ Letters: M tissues, T timepoints, N configuration orders, J terms of a series, R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 # Largest error of each of the two steps of `expand_signals`, relative to the largest signal.
 _TOLERANCE = 1e-5
+# Products of polynomials that `Expansion.weights` holds at once: 32 MB.
+_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +166,19 @@ def fisp_signals(
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """Signals of tissues at any transmit field, ``s_m(b1) = Σ_r g_mr(b1) v_r``.
+    """Signals of tissues whose transmit field and relaxation vary, ``s_m(x) = Σ_r g_mr(x) v_r``.
+
+    ``x`` is three factors: of the flip angles, of T1 and of T2.
 
     Parameters
     ----------
     components
         `(R, T)`, the ``v_r``.
     series
-        For each tissue the Chebyshev coefficients `(J, R)` of its ``g_mr`` from `low` to `high`.
+        For each tissue the coefficients `(J0, J1, J2, R)` of its ``g_mr`` from `low` to `high`, in
+        products of Chebyshev polynomials of the three factors.
     low, high
-        `(M,)`, range of the field in which the series are valid.
+        `(M, 3)`, range of the factors in which the series are valid.
     """
 
     components: NDArray[np.complex128]
@@ -180,13 +186,23 @@ class Expansion:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
-    def weights(self, tissue: int, b1: NDArray[np.float64], some: slice) -> NDArray[np.complex128]:
-        """``g_mr`` of a tissue at the fields `b1` `(n,)`, `(n, R)` for some of the components."""
+    def weights(self, tissue: int, factors: NDArray[np.float64], some: slice) -> NDArray[np.complex128]:
+        """``g_mr`` of a tissue at the `factors` `(n, 3)`, `(n, R)` for some of the components."""
         low, high = self.low[tissue], self.high[tissue]
-        place = (2 * b1 - low - high) / _width(low, high)
-        series = self.series[tissue][:, some]
+        place = (2 * factors - low - high) / _width(low, high)
+        series = self.series[tissue][..., some]
+        lengths = series.shape[:3]
         # Real times real and imaginary parts: numpy would make the large matrix complex first.
-        parts = chebyshev.chebvander(place, len(series) - 1) @ np.ascontiguousarray(series).view(np.float64)
+        table = np.ascontiguousarray(series.reshape(math.prod(lengths), -1)).view(np.float64)
+        parts = np.empty((len(factors), table.shape[1]))
+        at_once = max(_AT_ONCE // len(table), 1)
+        for first in range(0, len(factors), at_once):
+            some_places = place[first : first + at_once]
+            products = np.ones((len(some_places), 1))
+            for axis, length in enumerate(lengths):
+                terms = chebyshev.chebvander(some_places[:, axis], length - 1)
+                products = (products[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
+            parts[first : first + at_once] = products @ table
         result: NDArray[np.complex128] = parts.view(np.complex128)
         return result
 
@@ -201,19 +217,20 @@ def expand_signals(
     inversion_efficiency: float = 1.0,
     slice_profile: Sequence[float] = (),
 ) -> Expansion:
-    """Expand the signals of tissues in the transmit field.
+    """Expand the signals of tissues in the transmit field and in their own relaxation times.
 
-    The signal is a smooth function of the field. For each tissue it is interpolated at Chebyshev nodes,
-    twice as many until the last quarter of the series is below 1e-5 of the largest term; all series
-    together are then compressed by a singular value decomposition to the components that keep the error
-    below 1e-5. How many these are grows with the train, the range of the field and T2.
+    The signal is a smooth function of the field, of T1 and of T2. For each tissue the exact signal is
+    interpolated at Chebyshev nodes of the three, twice as many of one until the last quarter of its
+    series is below 1e-5 of the largest term; all series together are then compressed by a singular value
+    decomposition to the components that keep the error below 1e-5. How many these are grows with the
+    train, the ranges and T2.
 
     Parameters
     ----------
     train, t1_ms, t2_ms, inversion_efficiency, slice_profile
         As for `fisp_signals`.
     low, high
-        `(M,)`, range of the field in which a tissue occurs.
+        `(M, 3)`, ranges of the factors of the flip angles, of T1 and of T2 in which a tissue occurs.
 
     Returns
     -------
@@ -227,40 +244,55 @@ def expand_signals(
     """
     t1, t2, least, most = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (t1_ms, t2_ms, low, high))
 
-    def interpolate(m: int, n_terms: int) -> NDArray[np.complex128]:
-        place = chebyshev.chebpts1(n_terms)
-        values = fisp_signals(
+    def interpolate(m: int, lengths: list[int]) -> NDArray[np.complex128]:
+        places = [chebyshev.chebpts1(n) for n in lengths]
+        nodes = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 3)
+        factors = (least[m] + most[m] + _width(least[m], most[m]) * nodes) / 2
+        series = fisp_signals(
             train,
-            np.full(n_terms, t1[m]),
-            np.full(n_terms, t2[m]),
-            b1=(least[m] + most[m] + _width(least[m], most[m]) * place) / 2,
+            t1[m] * factors[:, 1],
+            t2[m] * factors[:, 2],
+            b1=factors[:, 0],
             inversion_efficiency=inversion_efficiency,
             slice_profile=slice_profile,
-        )
-        # The polynomials are orthogonal at these nodes; their squares sum to n/2, that of the first to n.
-        series: NDArray[np.complex128] = chebyshev.chebvander(place, n_terms - 1).T @ values * (2 / n_terms)
-        series[0] /= 2
+        ).reshape(*lengths, len(train))
+        for axis, (place, n) in enumerate(zip(places, lengths, strict=True)):
+            # The polynomials are orthogonal at these nodes; their squares sum to n/2, that of the first to n.
+            analysis = chebyshev.chebvander(place, n - 1).T * (2 / n)
+            analysis[0] /= 2
+            series = np.moveaxis(np.tensordot(analysis, series, axes=(1, axis)), 0, axis)
         return series
 
-    found: list[NDArray[np.complex128]] = []  # (J, T) of each tissue
+    found: list[NDArray[np.complex128]] = []  # (J0, J1, J2, T) of each tissue
     for m in range(len(t1)):
-        series = interpolate(m, 16)
-        while np.abs(series[-len(series) // 4 :]).max() > _TOLERANCE * np.abs(series).max():
-            series = interpolate(m, 2 * len(series))
+        # What does not vary needs one node.
+        lengths = [n if width > 0 else 1 for n, width in zip((16, 8, 8), most[m] - least[m], strict=True)]
+        series = interpolate(m, lengths)
+        while long := [axis for axis in range(3) if _is_cut_short(series, axis)]:
+            lengths = [2 * n if axis in long else n for axis, n in enumerate(lengths)]
+            series = interpolate(m, lengths)
         found.append(series)
 
-    _, size, components = np.linalg.svd(np.concatenate(found), full_matrices=False)
+    terms = [series.reshape(-1, len(train)) for series in found]
+    _, size, components = np.linalg.svd(np.concatenate(terms), full_matrices=False)
     # Without the components from r on, a column of the series changes by at most the singular value r,
     # and a signal by that times the root of the number of terms: no Chebyshev polynomial is above 1.
-    n_terms = max(len(series) for series in found)
-    largest = max(np.abs(series).max() for series in found)
+    n_terms = max(len(series) for series in terms)
+    largest = max(np.abs(series).max() for series in terms)
     components = components[size * np.sqrt(n_terms) > _TOLERANCE * largest]
     return Expansion(components, tuple(series @ components.conj().T for series in found), least, most)
 
 
-def _width(low: float, high: float) -> float:
-    """Width of a range of the field, which may be a single value."""
-    return max(high - low, 1e-6)
+def _is_cut_short(series: NDArray[np.complex128], axis: int) -> bool:
+    """Whether the last quarter of the terms along an axis still matters."""
+    n = series.shape[axis]
+    tail = np.moveaxis(series, axis, 0)[-n // 4 :]
+    return n > 1 and bool(np.abs(tail).max() > _TOLERANCE * np.abs(series).max())
+
+
+def _width(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Width of ranges, which may be a single value."""
+    return np.maximum(high - low, 1e-6)
 
 
 def _extended_phase_graph(

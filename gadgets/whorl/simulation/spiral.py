@@ -10,7 +10,7 @@ Letters: I interleaves, S samples, R raster points of the gradient.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,19 @@ class Spiral:
         """Trajectory `(I, S, 2)`, order (kx, ky), in cycles per pixel of the given size."""
         k = self.k_per_m * (pixel_mm * 1e-3)
         return np.stack([k.real, k.imag], axis=-1)
+
+    def delayed(self, delay_us: float) -> Spiral:
+        """The same spiral with gradients that lag the samples: ``k(t - delay)``.
+
+        Before its start the gradient is 0; after its last raster point it goes on along the same line, for
+        a delay below 0. Both axes lag alike, so that interleaves stay rotations of each other.
+        """
+        if delay_us == 0:
+            return self
+        times = np.arange(self.k_per_m.shape[1]) * self.dwell_us - delay_us
+        first = _integrate(self.gradient_t_per_m, self.raster_us * 1e-6, np.maximum(times, 0) * 1e-6)
+        turns = np.exp(2j * np.pi * np.arange(len(self.k_per_m)) / len(self.k_per_m))
+        return replace(self, k_per_m=turns[:, None] * first)
 
 
 def design_spiral(
