@@ -33,12 +33,26 @@ def _setting(
     return field(default=default, metadata=metadata)
 
 
+#: What preset=seed stands for.
+_SEED = {"start": "adjoint", "head": "image", "fit": "adam"}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of one reconstruction. Zero or empty means "decided from the scan" where it says so."""
 
     # What is made
-    method: Literal["inr", "lowrank"] = _setting("inr", "reconstruction of the subspace images")
+    method: Literal["inr", "llr", "lowrank"] = _setting("inr", "reconstruction of the subspace images")
+    preset: Literal["auto", "low_noise", "normal", "high_noise", "seed"] = _setting(
+        "auto",
+        "settings of the INR: chosen for each slice by readouts that the fit has not seen; or those for a level of "
+        "noise; or seed: the data flow as published (start=adjoint, head=image, fit=adam)",
+    )
+    tuning_budget_s: float = _setting(
+        5.0,
+        "time for one slice: preset=auto tries settings while half of it is left, else takes normal ones",
+        low=0,
+    )
     output_dtype: Literal["uint16", "float32"] = _setting(
         "uint16", "pixels: scaled integers, or physical values with slope 1"
     )
@@ -127,6 +141,9 @@ class Settings:
     # k-space
     virtual_coils: int = _setting(0, "virtual coils after compression; 0: by energy", low=0, high=128)
     nufft: Literal["auto", "finufft", "sigpy"] = _setting("auto", "NUFFT back end")
+    normal: Literal["auto", "gram", "toeplitz"] = _setting(
+        "auto", "form of the normal operator; auto: the faster one"
+    )
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "where the arrays live; auto: a GPU if there is one"
     )
@@ -135,23 +152,51 @@ class Settings:
     start: Literal["corrected", "adjoint"] = _setting(
         "corrected", "what is fitted: x0 corrected for the interleaf order, or x0 as published"
     )
-    correction_steps: int = _setting(4, "conjugate-gradient steps of the corrected start", low=0, high=100)
+    correction_steps: int = _setting(
+        -1, "conjugate-gradient steps of the corrected start; -1: by preset", low=-1, high=100
+    )
     fit: Literal["varpro", "adam"] = _setting(
         "varpro", "output head solved in each iteration, or all weights by Adam"
     )
+    head: Literal["kspace", "image"] = _setting(
+        "kspace", "output head at last fitted to the data in k-space, or as published to the images"
+    )
+    head_steps: int = _setting(3, "conjugate-gradient steps of head=kspace", low=0, high=100)
+    encoder: Literal["grid", "hash", "fourier", "siren"] = _setting(
+        "grid",
+        "of the coordinates: dense grids; hashed ones, where those do not fit; random Fourier features; sine layers",
+    )
     iterations: int = _setting(
-        0, "iterations of the fit; 0: 100 for varpro, 300 for adam", low=0, high=100000
+        0, "iterations of the fit; 0: by preset for varpro, 300 for adam", low=0, high=100000
     )
     levels: int = _setting(8, "resolution levels of the grid encoder", low=1, high=32)
     features: int = _setting(4, "features of each level", low=1, high=64)
     base_resolution: int = _setting(16, "grid points of the coarsest level along the longer side", low=2)
-    finest_resolution: int = _setting(128, "grid points of the finest level along the longer side", low=2)
+    finest_resolution: int = _setting(
+        0, "grid points of the finest level along the longer side; 0: by preset", low=0
+    )
+    log2_table: int = _setting(15, "entries of a level's table as a power of two (hash)", low=4, high=24)
+    frequencies: int = _setting(64, "number of random frequencies (fourier)", low=1, high=4096)
+    frequency_sigma: float = _setting(
+        5.0, "spread of the random frequencies in cycles per field of view (fourier)", low=0.1, high=1000
+    )
+    sine_layers: int = _setting(4, "number of sine layers (siren)", low=1, high=16)
+    sine_omega: float = _setting(30.0, "factor of the angles (siren)", low=0.1, high=1000)
     hidden: int = _setting(64, "width of the MLP, size F of the joint feature vector", low=1, high=1024)
-    learning_rate: float = _setting(0.03, "learning rate at the start; it falls to a tenth", low=0)
+    learning_rate: float = _setting(
+        0.0, "learning rate at the start; it falls to a tenth; 0: by encoder (grid 0.03)", low=0
+    )
     lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
     lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)
     ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)
-    seed: int = _setting(0, "seed of the initial weights", low=0, high=2**63 - 1)
+    seed: int = _setting(0, "seed of the initial weights, and of the blocks of llr", low=0, high=2**63 - 1)
+
+    # Locally low-rank
+    llr_lambda: float = _setting(
+        0.7, "weight of the penalty, relative to the noise that the blocks of x0 show", low=0, high=1000
+    )
+    llr_block: int = _setting(8, "edge of a block in pixels", low=2, high=64)
+    llr_iterations: int = _setting(15, "iterations", low=1, high=1000)
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, object], *, paths: bool = True) -> Settings:
@@ -187,6 +232,8 @@ class Settings:
                     f"set it where the server is started"
                 )
             values[name] = _coerce(name, value, hints[name], meta["low"], meta["high"])
+        if values.get("preset") == "seed":
+            values = {**_SEED, **values}
         settings = cls(**values)
         if settings.n_coefficients == 1:
             raise SettingsError(
@@ -209,7 +256,7 @@ class Settings:
                 f"expected a T1 that is at least the shortest T2"
             )
         settings._check_signal_model()
-        if settings.base_resolution > settings.finest_resolution:
+        if settings.finest_resolution and settings.base_resolution > settings.finest_resolution:
             raise SettingsError(
                 f"base_resolution is {settings.base_resolution}, "
                 f"finest_resolution is {settings.finest_resolution}: expected base <= finest"

@@ -25,7 +25,7 @@ from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
-from whorl.reconstruction import Encoding, encode, reconstruct_slice
+from whorl.reconstruction import Encoding, encode, is_tuned, reconstruct_slice
 from whorl.scan import resolve
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.header import Header, read_header
@@ -173,7 +173,14 @@ class _Scan:
             return
         buffer = self._slices.get(number)
         if buffer is None:
-            buffer = SliceBuffer(readout, self._whitening, self._settings.virtual_coils, self._device)
+            settings = self._settings
+            buffer = SliceBuffer(
+                readout,
+                self._whitening,
+                settings.virtual_coils,
+                self._device,
+                keep_held=is_tuned(settings),
+            )
             self._slices[number] = buffer
             if self._train is not None:
                 self._number(buffer)

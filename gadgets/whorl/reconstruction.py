@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,15 +20,20 @@ from whorl.config import Settings
 from whorl.kspace.coils import coil_maps, combine
 from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
-from whorl.kspace.slicebuffer import SubspaceKspace
+from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
-from whorl.recon.corrected import corrected_start, imaginary_share
-from whorl.recon.inr import DeadlinePassed, fit_inr
+from whorl.recon import methods
+from whorl.recon.calibration import regress_interleaves
+from whorl.recon.corrected import Start, advance, begin, corrected_start, refine
+from whorl.recon.heldout import held_out_error, without
+from whorl.recon.inr import DeadlinePassed, InrFit, fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
-from whorl.recon.normal import make_normal
+from whorl.recon.normal import GramNormal, make_normal
+from whorl.recon.slicedata import Estimate, SliceData
+from whorl.recon.tuning import PRESETS, Preset, choose, worth_trying
 from whorl.scan.failure import ScanError
 from whorl.scan.header import Header
 from whorl.scan.trajectory import resolve_units, to_recon_pixels
@@ -36,8 +42,8 @@ _logger = logging.getLogger("whorl")
 
 #: Share of the object in which B1 may be taken from the nearest place where it was measured.
 _GUESSED_B1 = 0.05
-#: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
-_IMAGINARY = 0.15
+#: Coefficients of which the coil maps are made; weaker ones add noise.
+_CALIBRATING = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +58,16 @@ class Encoding:
         `(I, S)`: area of k-space for each sample, (cycles per pixel)².
     central
         `(I, S)` boolean: samples in the middle tenth of k-space.
+    points
+        `(I·S, 2)` trajectory in cycles per pixel.
     nufft
-        Transform for the I·S samples.
+        Transform for these samples.
     """
 
     shape: tuple[int, int]
     dcf: Tensor
     central: Tensor
+    points: Tensor
     nufft: Nufft
 
 
@@ -71,6 +80,7 @@ class SliceResult:
     status: str = "complete"
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, float | str] = field(default_factory=dict)
 
     def remark(self, status: str, note: str) -> None:
         """Lower the status and say why."""
@@ -120,8 +130,9 @@ def encode(
     radius = torch.linalg.vector_norm(points, dim=-1)
     log("DBG", f"{len(trajectory)} interleaves of {trajectory.shape[1]} samples, trajectory in {units}, "
         f"density {'attached' if attached else 'computed'}")  # fmt: skip
-    nufft = make_nufft(points.clamp(-0.5, 0.5).reshape(-1, 2), shape, backend=settings.nufft)
-    return Encoding(shape, dcf, radius <= 0.1 * radius.max(), nufft)
+    points = points.clamp(-0.5, 0.5).reshape(-1, 2)
+    nufft = make_nufft(points, shape, backend=settings.nufft)
+    return Encoding(shape, dcf, radius <= 0.1 * radius.max(), points, nufft)
 
 
 def has_signal(kspace: SubspaceKspace, encoding: Encoding) -> bool:
@@ -154,81 +165,21 @@ def reconstruct_slice(
     b1
         Known transmit field and where it was measured, both `(Y, X)`; see `whorl.scan.transmit`.
     """
-    seconds: dict[str, float] = {}
-    started = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal started
-        now = time.monotonic()
-        seconds[name] = now - started
-        started = now
-
+    clock = _Clock()
     # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
     scale = float(kspace.bins.abs().max()) or 1.0
-    kspace = replace(kspace, bins=kspace.bins / scale)
+    kspace = kspace.scaled(1 / scale)
+    empty = np.zeros(encoding.shape, dtype=np.float32)
+    result = SliceResult(
+        SliceMaps(empty, empty, empty, empty, empty if settings.b1 == "match" else None), settings.method
+    )
     if not has_signal(kspace, encoding):
-        empty = np.zeros(encoding.shape, dtype=np.float32)
-        result = SliceResult(
-            SliceMaps(empty, empty, empty, empty, empty if settings.b1 == "match" else None), settings.method
-        )
         result.remark("degraded", "the slice has no signal, its maps are zero")
         return result
-
-    coil_images = adjoint_coil_images(kspace.bins, encoding.dcf, encoding.nufft)  # (K, C, Y, X)
-    lap("adjoint")
-    csm = coil_maps(coil_images)
-    x0 = combine(coil_images, csm)  # x0 = A'W(U'y), (K, Y, X)
-    del coil_images
-    lap("coils")
-    mask = object_mask(x0)
-    result = SliceResult(SliceMaps(*[np.empty(0, np.float32)] * 4), settings.method)
-    images = x0
-    if settings.method == "inr":
-        around = widen(mask, 2)
-        start = x0
-        try:
-            if settings.start == "corrected":
-                normal = NormalOperator(kspace.gram, encoding.dcf, csm, encoding.nufft)
-                energies = dictionary.coefficients.abs().square().sum(0)
-                z, phase = corrected_start(
-                    x0, around, normal, energies / energies[0], steps=settings.correction_steps
-                )
-                unexplained = imaginary_share(x0[:1], phase, mask)
-                lap("start")
-                if unexplained < _IMAGINARY and bool(torch.isfinite(z).all()):
-                    start = z  # a common phase changes no map
-                else:
-                    result.remark(
-                        "fallback",
-                        f"no common phase ({unexplained:.0%} of the energy is left over): "
-                        f"the INR was fitted to x0",
-                    )
-            images = fit_inr(
-                start,
-                around,
-                fit=settings.fit,
-                iterations=settings.iterations,
-                levels=settings.levels,
-                features=settings.features,
-                base_resolution=settings.base_resolution,
-                finest_resolution=settings.finest_resolution,
-                hidden=settings.hidden,
-                learning_rate=settings.learning_rate,
-                lambda_enc=settings.lambda_enc,
-                lambda_mlp=settings.lambda_mlp,
-                ridge=settings.ridge,
-                seed=settings.seed,
-                deadline=deadline,
-            ).coefficients
-        except Exception as error:
-            # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
-            late = isinstance(error, DeadlinePassed)
-            _logger.warning("the INR was given up: %s", error, exc_info=None if late else error)
-            result.method = "lowrank"
-            why = str(error) or type(error).__name__
-            result.remark("fallback", f"low-rank maps instead of the INR: {why}")
-            images = x0
-        lap("fit")
+    images, mask = subspace_images(kspace, encoding, dictionary, settings, deadline, result, clock)
+    if not bool(mask.any()):
+        result.remark("degraded", "no object stands out of the slice, its maps are zero")
+        return result
     joint = settings.b1 == "match"
     field = None
     if len(dictionary.grid.b1_axis) > 1 and not joint:
@@ -241,9 +192,248 @@ def reconstruct_slice(
         quality=_on_raster(found.quality, mask),
         b1=_on_raster(found.b1, mask) if joint else None,
     )
-    lap("match")
-    result.seconds = seconds
+    clock.lap("match")
+    result.seconds = clock.seconds
     return result
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.began = self._latest = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = now - self._latest
+        self._latest = now
+
+
+def subspace_images(
+    kspace: SubspaceKspace,
+    encoding: Encoding,
+    dictionary: Dictionary,
+    settings: Settings,
+    deadline: float | None,
+    result: SliceResult,
+    clock: _Clock,
+) -> tuple[Tensor, Tensor]:
+    """Subspace images `(K, Y, X)` and the object's mask `(Y, X)`; a fall-back is remarked in `result`."""
+    tuned = is_tuned(settings) and kspace.held is not None
+    bins, gram = kspace.bins, kspace.gram
+    if tuned and kspace.held is not None:
+        bins, gram = without(bins, gram, kspace.held, dictionary.basis)
+    energies = dictionary.coefficients.abs().square().sum(0)
+    data, mask = slice_data(bins, gram, encoding, energies / energies[0], settings)
+    # What is not to be judged is made of all readouts.
+    whole = data
+    if tuned:
+        normal = GramNormal(kspace.gram, encoding.dcf, data.normal.csm, encoding.nufft)
+        coil_images = adjoint_coil_images(kspace.bins, encoding.dcf, encoding.nufft)
+        whole = replace(data, coil_images=coil_images, normal=normal)
+    clock.lap("adjoint")
+    if settings.method == "lowrank" or not bool(mask.any()):
+        return methods.lowrank(whole).coefficients, mask
+    try:
+        if settings.method == "llr":
+            estimate = methods.llr(
+                data,
+                lam=settings.llr_lambda,
+                block=settings.llr_block,
+                iterations=settings.llr_iterations,
+                seed=settings.seed,
+                deadline=deadline,
+            )
+        elif tuned and kspace.held is not None:
+            judge = Judge(kspace.held, dictionary.basis, encoding, settings.nufft)
+            estimate = _tuned_inr(data, whole, judge, settings, deadline, clock)
+        else:
+            estimate = _inr(data, settings, deadline, clock)
+        images = estimate.coefficients
+        if not bool(torch.isfinite(torch.view_as_real(images) if images.is_complex() else images).all()):
+            raise FloatingPointError("its images are not finite")
+        for status, note in estimate.remarks:
+            result.remark(status, note)
+        result.diagnostics = estimate.diagnostics
+    except Exception as error:
+        # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
+        late = isinstance(error, DeadlinePassed)
+        name = {"inr": "INR", "llr": "LLR"}[settings.method]
+        _logger.warning("the %s was given up: %s", name, error, exc_info=None if late else error)
+        why = str(error) or type(error).__name__
+        result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
+        result.method = "lowrank"
+        images = methods.lowrank(whole).coefficients
+    clock.lap("fit")
+    return images, mask
+
+
+def slice_data(
+    bins: Tensor, gram: Tensor, encoding: Encoding, energies: Tensor, settings: Settings
+) -> tuple[SliceData, Tensor]:
+    """What each method starts from, and the object's mask `(Y, X)` (that of the data is wider).
+
+    Parameters
+    ----------
+    bins, gram
+        `(I, K, C, S)` and `(I, K, K)`, of `SubspaceKspace`.
+    energies
+        `(K,)` in the dictionary, relative to the first.
+    """
+    coil_images = adjoint_coil_images(bins, encoding.dcf, encoding.nufft)  # (K, C, Y, X)
+    told_apart = regress_interleaves(bins, gram, energies)
+    clean = adjoint_coil_images(told_apart, encoding.dcf, encoding.nufft)
+    csm = coil_maps(clean[:_CALIBRATING])
+    calibrated = combine(clean, csm)
+    mask = object_mask(calibrated, energies)
+    around = widen(mask, 2)
+    form = settings.normal if bool(mask.any()) else "gram"
+    normal = make_normal(
+        gram, encoding.dcf, csm, encoding.points, encoding.nufft, around, form=form, backend=settings.nufft
+    )
+    return SliceData(coil_images, normal, calibrated, around, energies), mask
+
+
+class Judge:
+    """Held-out error of images; see `whorl.recon.heldout.held_out_error`."""
+
+    def __init__(self, held: HeldOut, basis: Tensor, encoding: Encoding, backend: str) -> None:
+        points = encoding.points.reshape(*encoding.dcf.shape, 2)[held.interleaf].reshape(-1, 2)
+        self._nufft = make_nufft(points, encoding.shape, backend=backend)
+        self._held, self._basis, self._dcf = held, basis, encoding.dcf[held.interleaf]
+
+    def error(self, images: Tensor, csm: Tensor, *, scaled: bool = False) -> float:
+        return held_out_error(images, self._held, self._basis, csm, self._dcf, self._nufft, scaled=scaled)
+
+
+def is_tuned(settings: Settings) -> bool:
+    """Whether presets are tried, for which readouts must be held out: some must differ."""
+    return (
+        settings.method == "inr"
+        and settings.preset == "auto"
+        and settings.start == "corrected"
+        and settings.fit == "varpro"
+        and settings.tuning_budget_s > 0
+        and len(set(_presets(settings).values())) > 1
+    )
+
+
+def _presets(settings: Settings) -> dict[str, Preset]:
+    """The presets, with whatever was set by itself."""
+    return {
+        name: Preset(
+            preset.steps if settings.correction_steps < 0 else settings.correction_steps,
+            settings.finest_resolution or preset.finest,
+            settings.iterations or preset.iterations,
+        )
+        for name, preset in PRESETS.items()
+    }
+
+
+def _fit(start: Start | SliceData, preset: Preset, settings: Settings, deadline: float | None) -> InrFit:
+    """The INR of a corrected start, or of x0."""
+    images, mask = (start.x0, start.mask) if isinstance(start, SliceData) else (start.z, start.data.mask)
+    return fit_inr(
+        images,
+        mask,
+        fit=settings.fit,
+        encoder=settings.encoder,
+        iterations=settings.iterations or (preset.iterations if settings.fit == "varpro" else 0),
+        levels=settings.levels,
+        features=settings.features,
+        base_resolution=min(settings.base_resolution, preset.finest),
+        finest_resolution=preset.finest,
+        log2_table=settings.log2_table,
+        frequencies=settings.frequencies,
+        sigma=settings.frequency_sigma,
+        layers=settings.sine_layers,
+        omega=settings.sine_omega,
+        hidden=settings.hidden,
+        learning_rate=settings.learning_rate,
+        lambda_enc=settings.lambda_enc,
+        lambda_mlp=settings.lambda_mlp,
+        ridge=settings.ridge,
+        seed=settings.seed,
+        deadline=deadline,
+    )
+
+
+def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Clock) -> Estimate:
+    """With the settings of a preset."""
+    preset = _presets(settings)[settings.preset if settings.preset in PRESETS else "normal"]
+    start, remarks = None, ()
+    if settings.start == "corrected":
+        start, remarks = methods.trusted(corrected_start(data, steps=preset.steps))
+        clock.lap("start")
+    fit = _fit(start or data, preset, settings, deadline)
+    images = fit.coefficients
+    if settings.head == "kspace":
+        images = methods.kspace_head(fit.features, images, data, start, steps=settings.head_steps)
+    return Estimate(images, {"data_term": fit.losses[-1]}, remarks)
+
+
+def _tuned_inr(
+    data: SliceData, whole: SliceData, judge: Judge, settings: Settings, deadline: float | None, clock: _Clock
+) -> Estimate:
+    """With the preset that predicts readouts best which it has not seen.
+
+    Parameters
+    ----------
+    data, whole
+        Without and with the readouts that are held out.
+    """
+    presets = _presets(settings)
+    starts = _starts(data, sorted({preset.steps for preset in presets.values()}))
+    last = starts[max(starts)]
+    error = judge.error(last.images, last.data.normal.csm)
+    plain = judge.error(data.x0 * data.mask, data.normal.csm, scaled=True)
+    diagnostics: dict[str, float | str] = {"held_out_start": error, "held_out_x0": plain}
+    clock.lap("start")
+    start, remarks = methods.trusted(last)
+    if start is not None and not error < plain:
+        remarks = (("fallback", f"the corrected start predicts held-out readouts worse than x0 does "
+                    f"({error:.3g} against {plain:.3g}): the INR was fitted to x0"),)  # fmt: skip
+        start = None
+    if start is None:
+        fit = _fit(whole, presets["normal"], settings, deadline)
+        return Estimate(fit.coefficients, diagnostics, remarks)
+
+    budget = settings.tuning_budget_s
+    if deadline is not None:
+        budget = min(budget, deadline - clock.began)
+    in_time = time.monotonic() - clock.began < budget / 2
+    on_gpu = data.mask.device.type != "cpu"
+    names = worth_trying(error, 3 if on_gpu else torch.get_num_threads()) if in_time else ("normal",)
+    taken, tried = choose(
+        {name: presets[name] for name in names},
+        starts,
+        lambda start, preset: _fit(start, preset, settings, deadline),
+        judge.error,
+    )
+    diagnostics |= {"preset": taken.name, **{f"held_out_{one.name}": one.error for one in tried}}
+    # The features are those of the training data; the last word on their weights is that of all readouts.
+    start = replace(taken.start, data=whole.with_maps(taken.start.data.normal.csm))
+    if settings.head == "kspace":
+        images = methods.kspace_head(
+            taken.fit.features, taken.fit.coefficients, start.data, start, steps=settings.head_steps
+        )
+    else:
+        images = methods.image_head(taken.fit.features, advance(start, 2).z, settings.ridge)
+    return Estimate(images, diagnostics, remarks)
+
+
+def _starts(data: SliceData, steps: list[int]) -> dict[int, Start]:
+    """Corrected starts by number of steps (ascending), each from the one before; refined after the first."""
+    if len(steps) == 1:
+        return {steps[0]: corrected_start(data, steps=steps[0])}
+    start = advance(begin(data), steps[0])
+    starts = {steps[0]: start}
+    start = refine(start)
+    for before, goal in pairwise(steps):
+        start = advance(start, goal - before)
+        starts[goal] = start
+    return starts
 
 
 def _known_b1(

@@ -101,22 +101,27 @@ def compression_matrix(kspace: Tensor, n_virtual: int = 0, *, energy: float = 0.
     return strongest.conj().T.contiguous()
 
 
-def _gaussian_1d(sigma: float, device: torch.device) -> Tensor:
+def _gaussian(n: int, sigma: float, like: Tensor) -> Tensor:
+    """`(n, n)` matrix that smooths along an axis of n pixels; what lies beyond its ends is zero."""
     reach = max(1, int(np.ceil(3 * sigma)))
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=device) / sigma) ** 2)
-    return taps / taps.sum()
+    distance = torch.arange(-reach, reach + 1, device=like.device)
+    total = torch.exp(-0.5 * (distance / sigma) ** 2).sum()
+    places = torch.arange(n, device=like.device)
+    apart = places[:, None] - places
+    return torch.exp(-0.5 * (apart / sigma) ** 2).where(apart.abs() <= reach, 0).to(like.dtype) / total.to(
+        like.dtype
+    )
 
 
 def smooth(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of the last two axes; `sigma` in pixels, zero outside the field of view."""
-    taps = _gaussian_1d(sigma, images.device)
+    """Gaussian smoothing of the last two axes; `sigma` in pixels, zero outside the field of view.
+
+    By two matrix products, which take half the time of a convolution with one channel.
+    """
     if images.is_complex():
         return torch.complex(smooth(images.real, sigma), smooth(images.imag, sigma))
-    flat = images.reshape(-1, 1, *images.shape[-2:])
-    half = len(taps) // 2
-    flat = torch.nn.functional.conv2d(flat, taps.reshape(1, 1, -1, 1), padding=(half, 0))
-    flat = torch.nn.functional.conv2d(flat, taps.reshape(1, 1, 1, -1), padding=(0, half))
-    return flat.reshape(images.shape)
+    Y, X = images.shape[-2:]
+    return _gaussian(Y, sigma, images) @ images @ _gaussian(X, sigma, images)
 
 
 def coil_maps(coil_images: Tensor, *, sigma: float = 4.0, iterations: int = 4) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,8 +71,8 @@ class Interleaves:
         return np.stack([self._trajectories[n] for n in numbers])
 
 
-#: Share of the timepoints that are kept by themselves.
-_HELD = 0.1
+#: Share of the timepoints that are kept by themselves, and the fewest that can judge anything.
+_HELD, _FEWEST_HELD = 0.1, 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +95,8 @@ class HeldOut:
 def held_timepoints(n_timepoints: int) -> Tensor:
     """Timepoints to keep: a tenth, scattered irregularly but always the same; none of a short train."""
     shuffled = torch.randperm(n_timepoints, generator=torch.Generator().manual_seed(0))
-    return shuffled[: int(_HELD * n_timepoints)].sort().values
+    n_held = int(_HELD * n_timepoints)
+    return shuffled[: n_held if n_held >= _FEWEST_HELD else 0].sort().values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +119,11 @@ class SubspaceKspace:
     gram: Tensor
     interleaves: NDArray[np.int64]
     held: HeldOut | None = None
+
+    def scaled(self, factor: float) -> SubspaceKspace:
+        """The same data in another unit."""
+        held = self.held and replace(self.held, readouts=self.held.readouts * factor)
+        return replace(self, bins=self.bins * factor, held=held)
 
 
 class SliceBuffer:

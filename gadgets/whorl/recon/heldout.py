@@ -22,7 +22,14 @@ def without(bins: Tensor, gram: Tensor, held: HeldOut, basis: Tensor) -> tuple[T
 
 
 def held_out_error(
-    images: Tensor, held: HeldOut, basis: Tensor, csm: Tensor, dcf: Tensor, nufft: Nufft, *, scaled: bool = False
+    images: Tensor,
+    held: HeldOut,
+    basis: Tensor,
+    csm: Tensor,
+    dcf: Tensor,
+    nufft: Nufft,
+    *,
+    scaled: bool = False,
 ) -> float:
     """Share of the energy of held-out readouts that images do not predict: ``‖y - A x‖²_W / ‖y‖²_W``.
 
@@ -32,17 +39,20 @@ def held_out_error(
     ----------
     images
         Complex `(K, Y, X)`.
-    csm, dcf, nufft
-        `(C, Y, X)`, `(I, S)` and the transform of the I·S samples.
+    csm
+        `(C, Y, X)`.
+    dcf
+        `(R, S)`: area of each held-out sample.
+    nufft
+        Transform for the R·S samples of the readouts, in their order.
     scaled
         Whether the images may be multiplied by the best common factor first.
     """
-    K, C, (I, S) = len(images), len(csm), dcf.shape  # noqa: E741 - the field's letter
-    samples = nufft.forward((images[:, None] * csm).reshape(K * C, *images.shape[1:])).reshape(K, C, I, S)
-    weights = basis[held.timepoint].to(samples.dtype)  # (R, K)
-    predicted = torch.einsum("rk,kcrs->rcs", weights, samples[:, :, held.interleaf])
-    area = dcf[held.interleaf][:, None]  # (R, 1, S)
-    measured = held.readouts
+    K, C, (R, S) = len(images), len(csm), dcf.shape
+    weights = basis[held.timepoint].to(images.dtype)  # (R, K)
+    samples = nufft.forward((images[:, None] * csm).reshape(K * C, *images.shape[1:])).reshape(K, C, R, S)
+    predicted = torch.einsum("rk,kcrs->rcs", weights, samples)
+    area, measured = dcf[:, None], held.readouts
     if scaled:
         overlap = (area * predicted.conj() * measured).sum()
         predicted = predicted * (overlap / (area * predicted.abs().square()).sum().clamp_min(1e-30))

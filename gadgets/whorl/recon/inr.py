@@ -300,7 +300,7 @@ def fit_inr(
                 )
             if on_gpu and iteration == _BEFORE_CAPTURE:
                 steps = _captured(steps)
-            losses.append(steps[iteration % 2]())
+            losses.append(steps[iteration % len(steps)]())
             optimiser.param_groups[0]["lr"] *= decay
             if progress is not None:
                 progress(iteration + 1, iterations)

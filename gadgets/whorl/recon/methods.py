@@ -8,13 +8,11 @@ Letters: K coefficients, Y X pixels, F joint features.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from whorl.recon.corrected import Start, conjugate_gradients, corrected_start, imaginary_share, joint_phase
-from whorl.recon.inr import fit_inr
+from whorl.recon.corrected import Start, conjugate_gradients, imaginary_share, joint_phase
+from whorl.recon.inr import solve_head
 from whorl.recon.llr import locally_low_rank
 from whorl.recon.slicedata import Estimate, SliceData
 
@@ -27,7 +25,9 @@ def lowrank(data: SliceData) -> Estimate:
     return Estimate(data.x0)
 
 
-def llr(data: SliceData, *, lam: float, block: int, iterations: int, seed: int, deadline: float | None) -> Estimate:
+def llr(
+    data: SliceData, *, lam: float, block: int, iterations: int, seed: int, deadline: float | None
+) -> Estimate:
     """Locally low-rank reconstruction, of real coefficients if they have a common phase.
 
     Parameters: see `whorl.recon.llr.locally_low_rank`.
@@ -49,31 +49,9 @@ def llr(data: SliceData, *, lam: float, block: int, iterations: int, seed: int, 
     return Estimate(fitted.coefficients, {"imaginary_share": share, "objective": fitted.losses[-1]}, remarks)
 
 
-def inr(
-    data: SliceData, start: Start | None, *, head: str, head_steps: int, deadline: float | None, **fit: Any
-) -> Estimate:
-    """Joint INR of a corrected start, or of x0 as published.
-
-    Parameters
-    ----------
-    start
-        ``None``: x0.
-    head
-        ``image``: the head is fitted to the same images as the features; ``kspace``: to the data.
-    head_steps
-        Conjugate-gradient steps of the latter.
-    fit
-        Of `whorl.recon.inr.fit_inr`.
-    """
-    target = data.x0 if start is None else start.z
-    fitted = fit_inr(target, data.mask, deadline=deadline, **fit)
-    images = fitted.coefficients
-    if head == "kspace":
-        images = kspace_head(fitted.features, images, data, start, steps=head_steps)
-    return Estimate(images, {"data_term": fitted.losses[-1]})
-
-
-def kspace_head(features: Tensor, images: Tensor, data: SliceData, start: Start | None, *, steps: int) -> Tensor:
+def kspace_head(
+    features: Tensor, images: Tensor, data: SliceData, start: Start | None, *, steps: int
+) -> Tensor:
     """Images in the span of the joint features that fit the data best: a few hundred unknowns.
 
     With ``Q = qr([φ, 1])``, V by conjugate gradients on ``Qᵀ N Q V = Qᵀ b``, from the image-domain head on.
@@ -102,10 +80,17 @@ def kspace_head(features: Tensor, images: Tensor, data: SliceData, start: Start 
     return (q @ v).T.reshape(images.shape)
 
 
-def trusted_start(data: SliceData, start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
+def image_head(features: Tensor, images: Tensor, ridge: float) -> Tensor:
+    """Images `(K, Y, X)` in the span of the joint features `(F+1, Y, X)` that are nearest to real ones."""
+    phi = features.flatten(1)
+    return (solve_head(phi, images.flatten(1), ridge) @ phi).reshape(images.shape)
+
+
+def trusted(start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
     """The start, or ``None`` and why not: no common phase, or steps that did not converge."""
+    data = start.data
     share = imaginary_share(data.calibrated[:1], start.phase, data.mask)
-    if share >= _IMAGINARY:
+    if not share < _IMAGINARY:
         return None, (("fallback", f"{_no_phase(share)}: the INR was fitted to x0"),)
     if not bool(torch.isfinite(start.z).all()):
         return None, (("fallback", "the corrected start is not finite: the INR was fitted to x0"),)
@@ -114,6 +99,3 @@ def trusted_start(data: SliceData, start: Start) -> tuple[Start | None, tuple[tu
 
 def _no_phase(share: float) -> str:
     return f"no common phase ({share:.0%} of the energy is left over)"
-
-
-__all__ = ["Start", "corrected_start", "inr", "kspace_head", "llr", "lowrank", "trusted_start"]

@@ -141,15 +141,12 @@ class ToeplitzNormal:
         C, H, W = self._maps.shape
         K = len(images)
         seen = images[:, None, self._box[0], self._box[1]] * self._maps
-        # Lines that are only padding are not transformed.
-        spectrum = torch.fft.fft(torch.fft.fft(seen, n=2 * W, dim=-1), n=2 * H, dim=-2)
+        spectrum = torch.fft.fft2(seen, s=(2 * H, 2 * W)).reshape(K * C, 4 * H * W).T.contiguous()
         # Real matrices act alike on real and imaginary parts.
-        parts = torch.view_as_real(spectrum).reshape(K, C, 4 * H * W, 2).permute(2, 0, 1, 3)
-        mixed = torch.bmm(self._kernel, parts.reshape(4 * H * W, K, 2 * C))
-        mixed = mixed.reshape(4 * H * W, K, C, 2).permute(1, 2, 0, 3).contiguous()
-        spectrum = torch.view_as_complex(mixed).reshape(K, C, 2 * H, 2 * W)
-        back = torch.fft.ifft(spectrum, dim=-2)[:, :, :H]
-        return torch.fft.ifft(back, dim=-1)[..., :W]
+        parts = torch.view_as_real(spectrum).reshape(4 * H * W, K, 2 * C)
+        mixed = torch.bmm(self._kernel, parts).reshape(4 * H * W, K * C, 2)
+        spectrum = torch.view_as_complex(mixed).T.reshape(K, C, 2 * H, 2 * W)
+        return torch.fft.ifft2(spectrum)[:, :, :H, :W]
 
     def coil_images(self, images: Tensor) -> Tensor:
         return self._on_raster(self._apply(images))

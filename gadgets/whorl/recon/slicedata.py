@@ -57,11 +57,11 @@ class Estimate:
     coefficients
         `(K, Y, X)`; real where a common phase has been taken out, which changes no map.
     diagnostics
-        Numbers by name, for logs and reports.
+        What was measured and chosen, by name, for logs and reports.
     remarks
         Pairs of status (`degraded`, `fallback`) and why.
     """
 
     coefficients: Tensor
-    diagnostics: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, float | str] = field(default_factory=dict)
     remarks: tuple[tuple[str, str], ...] = ()

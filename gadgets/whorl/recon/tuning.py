@@ -9,7 +9,7 @@ Letters: K coefficients, Y X pixels, F joint features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,6 +20,10 @@ from whorl.recon.inr import InrFit
 
 #: Within this share of the smallest held-out error a coarser preset is as good: what is below decides by chance.
 _AS_GOOD = 0.005
+
+
+#: Held-out error of the corrected start above which coarse presets are tried, else fine ones.
+_NOISY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ PRESETS: Mapping[str, Preset] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tried:
-    """A preset, what it started from and gave, and its held-out error."""
+    """A preset, what its fit started from and gave, and its held-out error."""
 
     name: str
     start: Start
@@ -59,42 +63,51 @@ class Tried:
     error: float
 
 
+def worth_trying(error: float, at_a_time: int) -> tuple[str, ...]:
+    """Names of the presets to try, from coarse to fine.
+
+    Parameters
+    ----------
+    error
+        Held-out error of the corrected start: mostly noise.
+    at_a_time
+        How many fits take hardly longer than one.
+    """
+    names = tuple(PRESETS)
+    if at_a_time >= len(names):
+        return names
+    return names[:2] if error > _NOISY else names[1:]
+
+
 def choose(
+    presets: Mapping[str, Preset],
     starts: Mapping[int, Start],
-    fit: Callable[[Tensor, Tensor, Preset], InrFit],
+    fit: Callable[[Start, Preset], InrFit],
     error: Callable[[Tensor, Tensor], float],
-    names: Sequence[str] = tuple(PRESETS),
 ) -> tuple[Tried, list[Tried]]:
     """Try presets on training data and take one.
 
     Parameters
     ----------
+    presets
+        By name, from coarse to fine.
     starts
         Corrected start by number of steps, of the training data.
     fit
-        Takes (images, mask, preset).
+        Fits the INR to a start; called from several threads.
     error
         Held-out error of complex images `(K, Y, X)` with coil maps `(C, Y, X)`.
-    names
-        Presets to try, from coarse to fine.
 
     Returns
     -------
     Tried, list[Tried]
         The one taken, and all.
     """
-
-    def run(name: str) -> InrFit:
-        preset = PRESETS[name]
-        start = starts[preset.steps]
-        return fit(start.z, start.data.mask, preset)
-
-    fits = spread(run, names)
+    fits = spread(lambda preset: fit(starts[preset.steps], preset), list(presets.values()))
     tried = []
-    for name, fitted in zip(names, fits, strict=True):
-        start = starts[PRESETS[name].steps]
-        tried.append(
-            Tried(name, start, fitted, error(start.phase * fitted.coefficients, start.data.normal.csm))
-        )
+    for (name, preset), fitted in zip(presets.items(), fits, strict=True):
+        start = starts[preset.steps]
+        images = start.phase * fitted.coefficients
+        tried.append(Tried(name, start, fitted, error(images, start.data.normal.csm)))
     best = min(t.error for t in tried)
     return next(t for t in tried if t.error <= best * (1 + _AS_GOOD)), tried
