@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers clean
+.PHONY: demo test peers gpu-check clean
 
 demo: .venv/installed
 	$(BIN)/whorl demo
@@ -20,6 +20,14 @@ peers: .venv/installed
 		blochsim einops 'ptwt<1' pydicom pytorch-finufft torchnd
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mrpro
 	$(BIN)/pytest tests/physics/test_epg_peers.py
+
+# On a machine with an NVIDIA GPU, from a bare checkout and offline: with the Python that is there (or
+# PYTHON=...), which needs PyTorch, CuPy and what pyproject.toml lists; wheels in WHEELS are installed first.
+gpu-check:
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps $(WHEELS)/*.whl)
+	PYTHONPATH=gadgets:tests $(PYTHON) -m pytest -m cuda -rs tests
+	PYTHONPATH=gadgets:tests $(PYTHON) tests/bench_methods.py --device cuda
+	PYTHONPATH=gadgets:tests $(PYTHON) tests/bench_stages.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,7 +1,7 @@
 """Settings chosen without the truth against the best that the truth would have chosen.
 
-Not a test: ``python tests/bench_automatic.py`` prints the table of docs/validation.md. The cases were not used to
-design the choice.
+Not a test: ``python tests/bench_automatic.py`` prints the table of docs/validation.md. The cases were not used
+to design the choice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Accuracy over repeated noise and INR seeds: mean of 3 × 3 runs for each case.
 
 Not a test: ``python tests/bench_repeats.py [case ...]`` prints the table of docs/validation.md. Each scan is
-simulated with its own truth (500 timepoints, 96 interleaves, 8 coils, 256²), and reconstructed in this process.
+simulated with its own truth (500 timepoints, 96 interleaves, 8 coils, 256²) and reconstructed here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,40 @@
+"""The whole reconstruction on a GPU gives the maps of the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scan_edit import Scan
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
+]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"method": "lowrank"},
+        {"method": "llr"},
+        {"preset": "normal"},
+        {"preset": "auto"},
+        {"preset": "seed", "iterations": 40},
+        {"preset": "normal", "normal": "toeplitz"},
+    ],
+    ids=str,
+)
+def test_the_gpu_gives_the_maps_of_the_cpu(scan: Scan, properties: dict[str, Any]) -> None:
+    pytest.importorskip("cupy")
+    here = scan.copy().run(device="cpu", **properties)
+    there = scan.run(device="cuda", **properties)
+    for role in ("T1", "T2"):
+        a, b = here.physical(role), there.physical(role)
+        both = (a > 0) & (b > 0)
+        assert both.sum() > 0.98 * max((a > 0).sum(), (b > 0).sum())
+        # Sums in another order end in other minima of the fit: most pixels are alike.
+        assert np.median(np.abs(b[both] / a[both] - 1)) < 0.03
