@@ -178,6 +178,7 @@ def reconstruct(
         source.readouts(only_slice),
         settings,
         lambda image: None,
+        lambda level, text: None,  # what matters is in the outcome
         observe=results.__setitem__,
         hold_out=hold_out,
     )

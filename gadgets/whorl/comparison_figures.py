@@ -20,7 +20,7 @@ _N_IMAGES = 5
 _MARGIN = 6
 _DPI = 110
 _FRAMES_PER_SECOND = 4
-_LAST_FRAMES = 8
+_PAUSE = 6  # frames that the last one stays
 
 Box = tuple[slice, slice]
 Limits = dict[str, float]
@@ -136,6 +136,14 @@ def _spread_text(comparison: Comparison, image: NDArray[np.float32], z: int) -> 
     return f"{comparison.truth.roi_names[label - 1]} {inside.mean():.1f} ± {inside.std():.1f}"
 
 
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    # Labels beside axes that are switched off lie beyond what the layout knows of.
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.1)
+    plt.close(figure)
+
+
 # --- The fit of the INR ----------------------------------------------------------------------------
 
 
@@ -167,14 +175,13 @@ def draw_features(frames: Sequence[Frame], box: Box, path: Path) -> None:
                 axis.set_title(f"φ{channel + 1}", fontsize=10)
         _label(axes[row, 0], fit[n].title)
     figure.suptitle("Joint features of the INR, each on a scale of its own")
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> None:
     """Figure 2: subspace images and maps during the fit."""
     import matplotlib.pyplot as plt
-    from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.animation import PillowWriter
 
     last = frames[-1]
     n_images = min(_N_IMAGES, len(last.images))
@@ -190,21 +197,19 @@ def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> No
     for axis in axes:
         axis.set_axis_off()
 
-    def update(n: int) -> list[Any]:
-        frame = frames[n]
-        heading.set_text(
-            f"{frame.title}: output head fitted to k-space" if frame is last else f"{frame.title} of the fit"
-        )
-        for k in range(n_images):
-            shown[k].set_data(frame.images[k][box])
-        for image, (_, name) in zip(shown[n_images:], QUANTITIES, strict=True):
-            image.set_data(np.ma.masked_equal(getattr(frame.maps, name)[box], 0))
-        return shown
-
-    order = [*range(len(frames)), *[len(frames) - 1] * _LAST_FRAMES]
-    FuncAnimation(figure, update, frames=order, blit=False).save(
-        path, writer=PillowWriter(fps=_FRAMES_PER_SECOND), dpi=80
-    )
+    # The layout stays as it is: to find it takes longer than to draw.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    writer = PillowWriter(fps=_FRAMES_PER_SECOND)
+    with writer.saving(figure, path, dpi=80):
+        for frame in [*frames, *[last] * _PAUSE]:
+            at_last = "sent: output head fitted to k-space" if frame is last else f"{frame.title} of the fit"
+            heading.set_text(at_last)
+            for k in range(n_images):
+                shown[k].set_data(frame.images[k][box])
+            for image, (_, name) in zip(shown[n_images:], QUANTITIES, strict=True):
+                image.set_data(np.ma.masked_equal(getattr(frame.maps, name)[box], 0))
+            writer.grab_frame()
     plt.close(figure)
 
 
@@ -245,8 +250,7 @@ def draw_agreement(comparison: Comparison, path: Path) -> None:
         bars.set_xlabel(f"region and true {quantity} (ms)")
         bars.set_ylabel(f"coefficient of variation of {quantity} (%)")
         bars.legend(fontsize="small")
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _draw_voxels(comparison: Comparison, path: Path) -> None:
@@ -268,8 +272,7 @@ def _draw_voxels(comparison: Comparison, path: Path) -> None:
             axis.set(title=f"{run.title}, R² = {r2:.3f}", aspect="equal")
             axis.set(xlabel=f"{quantity}, {comparison.reference} (ms)", ylabel=f"{quantity} (ms)")
     figure.suptitle("Voxels, since there are no regions of known relaxation")
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _time_text(run: Run) -> str:
@@ -320,8 +323,7 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
             figure.colorbar(
                 drawn[column + 2], ax=axes[:, column + 2], location="bottom", label="%", aspect=12
             )
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _aspect(box: Box) -> float:
@@ -362,5 +364,4 @@ def draw_slices(comparison: Comparison, path: Path) -> None:
         axes[0], [*(["truth"] if truth else []), *(run.title for run in runs)], strict=True
     ):
         axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    _save(figure, path)
