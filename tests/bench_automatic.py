@@ -1,7 +1,7 @@
 """Settings chosen without the truth against the best that the truth would have chosen.
 
-Not a test: ``python tests/bench_automatic.py`` prints the table of docs/validation.md. The cases were not used
-to design the choice.
+Not a test: ``python tests/bench_automatic.py`` prints the table of docs/validation.md. The cases were not
+used to design the choice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CASES: dict[str, dict[str, Any]] = {
         "seed": 5,
     },
     "NIST T2 plate, 300 timepoints": {"phantom": "nist", "timepoints": 300, "seed": 6},
-    "NIST T2 plate, 48 interleaves, noise 2e-3": {
+    "NIST T2 plate, 72 interleaves, noise 2e-3": {
         "phantom": "nist",
-        "interleaves": 48,
+        "interleaves": 72,
         "noise": 2e-3,
         "seed": 7,
     },

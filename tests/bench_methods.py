@@ -1,8 +1,8 @@
 """Time of a slice by method, fold to maps, with the error beside it, and that of BART's LLR.
 
 Not a test: ``python tests/bench_methods.py [--device cuda]``. A simulated scan (500 timepoints, 256²,
-8 coils); the first run of each method is not counted, and the median of three is shown. For BART: Debian package
-`bart`; its images are matched to the same dictionary, and only its `pics` is timed.
+8 coils); the first run of each method is not counted, and the median of three is shown. For BART: Debian
+package `bart`; its images are matched to the same dictionary, and only its `pics` is timed.
 """
 
 from __future__ import annotations

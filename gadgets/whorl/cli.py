@@ -232,6 +232,25 @@ def demo(output: Path, **options: Any) -> None:
     sys.exit(run(output, **options))
 
 
+@main.command()
+@click.argument("scan", type=_existing)
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
+)
+@_config
+@_assign
+def compare(scan: Path, output: Path, config: Path | None, assignments: tuple[str, ...]) -> None:
+    """Low-rank, LLR and INR side by side on one scan, with tables and figures."""
+    from whorl.comparison import run
+
+    properties = _properties(config, assignments)
+    try:
+        code = run(scan, output, properties, lambda text: click.echo(text, err=True), click.echo)
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[demo]'") from error
+    sys.exit(code)
+
+
 @main.group()
 def dictionary() -> None:
     """Build, show and plot the dictionary of a scan; clear the cache.

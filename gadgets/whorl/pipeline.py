@@ -25,7 +25,7 @@ from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
-from whorl.reconstruction import Encoding, encode, is_tuned, reconstruct_slice
+from whorl.reconstruction import Encoding, SliceResult, encode, is_tuned, reconstruct_slice
 from whorl.scan import resolve
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.header import Header, read_header
@@ -44,6 +44,8 @@ _LONGEST_TRAIN = 10_000
 _HARMLESS = ("came twice",)
 
 LogText = Callable[[str, str], None]
+#: Takes the number of a slice and everything that is known about it.
+Observe = Callable[[int, SliceResult], None]
 
 
 def _log_only(level: str, text: str) -> None:
@@ -80,9 +82,16 @@ class _Scan:
     """State of one scan while it arrives."""
 
     def __init__(
-        self, header: Header, settings: Settings, send: Callable[[ismrmrd.Image], None], log: LogText
+        self,
+        header: Header,
+        settings: Settings,
+        send: Callable[[ismrmrd.Image], None],
+        log: LogText,
+        observe: Observe | None,
+        hold_out: bool,
     ):
         self._header, self._settings, self._send, self._log = header, settings, send, log
+        self._observe, self._hold_out = observe, hold_out or is_tuned(settings)
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise ScanError("device=cuda, but there is no usable GPU: expected one, or device=auto")
         cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
@@ -179,7 +188,7 @@ class _Scan:
                 self._whitening,
                 settings.virtual_coils,
                 self._device,
-                keep_held=is_tuned(settings),
+                keep_held=self._hold_out,
             )
             self._slices[number] = buffer
             if self._train is not None:
@@ -390,6 +399,8 @@ class _Scan:
             )
             if provenance.notes and provenance.status == "complete":
                 provenance = replace(provenance, status="degraded")
+            if self._observe is not None:
+                self._observe(number, result)
             for image in self._images.images(result.maps, buffer.head, provenance):
                 self._send(image)
                 self._delivered += 1
@@ -500,11 +511,30 @@ def find_train(header_xml: bytes, readouts: Iterable[Readout], settings: Setting
     ScanError
         If it cannot be told.
     """
+    if settings.sequence:
+        inversion = resolve.inversion_time(read_header(header_xml), settings.inversion_time_ms)
+        return resolve.train_from_csv(settings.sequence, inversion)
+    return find_train_and_counter(header_xml, readouts, settings)[0]
+
+
+def find_train_and_counter(
+    header_xml: bytes, readouts: Iterable[Readout], settings: Settings
+) -> tuple[Train, str]:
+    """The train of a scan and the name of the counter of its timepoints, from its first slice.
+
+    Raises
+    ------
+    ScanError
+        If they cannot be told.
+    """
     header = read_header(header_xml)
     inversion = resolve.inversion_time(header, settings.inversion_time_ms)
-    if settings.sequence:
-        return resolve.train_from_csv(settings.sequence, inversion)
-    early = resolve.train_from_header(header, inversion)
+    overridden = bool(settings.sequence)
+    early = (
+        resolve.train_from_csv(settings.sequence, inversion)
+        if overridden
+        else resolve.train_from_header(header, inversion)
+    )
     heads: list[np.void] = []
     for readout in usable(readouts, Tally()):
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
@@ -514,7 +544,7 @@ def find_train(header_xml: bytes, readouts: Iterable[Readout], settings: Setting
     if not heads:
         raise ScanError("no imaging readouts: the train cannot be told")
     coverage = min(resolve.COVERAGE, settings.min_readouts)
-    return resolve.resolve_train(early, False, np.array(heads), settings.timepoint, inversion, coverage)[0]
+    return resolve.resolve_train(early, overridden, np.array(heads), settings.timepoint, inversion, coverage)
 
 
 class _Arrivals:
@@ -534,6 +564,9 @@ def reconstruct_scan(
     settings: Settings,
     send_image: Callable[[ismrmrd.Image], None],
     log: LogText = _log_only,
+    *,
+    observe: Observe | None = None,
+    hold_out: bool = False,
 ) -> Outcome:
     """Reconstruct a scan while it arrives.
 
@@ -553,6 +586,11 @@ def reconstruct_scan(
         Takes each image when it is ready.
     log
         Takes (level, text) with level ``DBG``, ``WRN`` or ``ERR``.
+    observe
+        Takes each slice before its images are sent: its number and all that is known about it.
+    hold_out
+        Whether method=llr does without a tenth of the readouts and is judged by them: `held_out` in the
+        diagnostics of the slice. The INR decides by itself.
 
     Raises
     ------
@@ -560,7 +598,7 @@ def reconstruct_scan(
         If nothing could be delivered of the whole scan: no readouts, no train, no trajectory, sources that
         contradict each other. After the first slice this is one of the failures of the outcome.
     """
-    scan = _Scan(read_header(header_xml), settings, send_image, log)
+    scan = _Scan(read_header(header_xml), settings, send_image, log, observe, hold_out)
     source = usable(readouts, scan.tally)
     ended_early = ""
     try:

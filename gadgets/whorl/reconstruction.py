@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -26,9 +27,9 @@ from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.recon import methods
 from whorl.recon.calibration import regress_interleaves
-from whorl.recon.corrected import Start, advance, begin, corrected_start, refine
+from whorl.recon.corrected import Start, advance, begin, corrected_start, joint_phase, refine
 from whorl.recon.heldout import held_out_error, without
-from whorl.recon.inr import DeadlinePassed, InrFit, fit_inr
+from whorl.recon.inr import DeadlinePassed, InrFit, Watch, fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import GramNormal, make_normal
@@ -71,6 +72,28 @@ class Encoding:
     nufft: Nufft
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inside:
+    """What a slice's maps were made of.
+
+    Parameters
+    ----------
+    images
+        Subspace images `(K, Y, X)`, arbitrary unit.
+    mask
+        Boolean `(Y, X)`: the object.
+    to_maps
+        Matches other subspace images in the same way.
+    refit
+        Repeats the fit of the INR to be watched; see `whorl.recon.slicedata.Estimate`.
+    """
+
+    images: Tensor
+    mask: Tensor
+    to_maps: Callable[[Tensor], SliceMaps]
+    refit: Callable[[Watch], InrFit] | None
+
+
 @dataclass(slots=True)
 class SliceResult:
     """Maps of a slice with what there is to say about them."""
@@ -81,6 +104,8 @@ class SliceResult:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     diagnostics: dict[str, float | str] = field(default_factory=dict)
+    refit: Callable[[Watch], InrFit] | None = None
+    inside: Inside | None = None
 
     def remark(self, status: str, note: str) -> None:
         """Lower the status and say why."""
@@ -184,16 +209,21 @@ def reconstruct_slice(
     field = None
     if len(dictionary.grid.b1_axis) > 1 and not joint:
         field = _known_b1(b1, mask, dictionary, result)
-    found = match(images[:, mask].T.contiguous(), dictionary, b1=field, refine=settings.refine == "on")
-    result.maps = SliceMaps(
-        t1_ms=_on_raster(found.t1_ms, mask),
-        t2_ms=_on_raster(found.t2_ms, mask),
-        m0=_on_raster(found.m0.abs() * scale, mask),
-        quality=_on_raster(found.quality, mask),
-        b1=_on_raster(found.b1, mask) if joint else None,
-    )
+
+    def to_maps(images: Tensor) -> SliceMaps:
+        found = match(images[:, mask].T.contiguous(), dictionary, b1=field, refine=settings.refine == "on")
+        return SliceMaps(
+            t1_ms=_on_raster(found.t1_ms, mask),
+            t2_ms=_on_raster(found.t2_ms, mask),
+            m0=_on_raster(found.m0.abs() * scale, mask),
+            quality=_on_raster(found.quality, mask),
+            b1=_on_raster(found.b1, mask) if joint else None,
+        )
+
+    result.maps = to_maps(images)
     clock.lap("match")
     result.seconds = clock.seconds
+    result.inside = Inside(images, mask, to_maps, result.refit)
     return result
 
 
@@ -220,7 +250,7 @@ def subspace_images(
     clock: _Clock,
 ) -> tuple[Tensor, Tensor]:
     """Subspace images `(K, Y, X)` and the object's mask `(Y, X)`; a fall-back is remarked in `result`."""
-    tuned = is_tuned(settings) and kspace.held is not None
+    tuned = kspace.held is not None
     bins, gram = kspace.bins, kspace.gram
     if tuned and kspace.held is not None:
         bins, gram = without(bins, gram, kspace.held, dictionary.basis)
@@ -245,7 +275,10 @@ def subspace_images(
                 seed=settings.seed,
                 deadline=deadline,
             )
-        elif tuned and kspace.held is not None:
+            if kspace.held is not None:
+                held_out = _held_out(estimate.coefficients, data, kspace.held, dictionary, encoding, settings)
+                estimate.diagnostics["held_out"] = held_out
+        elif is_tuned(settings) and kspace.held is not None:
             judge = Judge(kspace.held, dictionary.basis, encoding, settings.nufft)
             estimate = _tuned_inr(data, whole, judge, settings, deadline, clock)
         else:
@@ -255,7 +288,7 @@ def subspace_images(
             raise FloatingPointError("its images are not finite")
         for status, note in estimate.remarks:
             result.remark(status, note)
-        result.diagnostics = estimate.diagnostics
+        result.diagnostics, result.refit = estimate.diagnostics, estimate.refit
     except Exception as error:
         # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
         late = isinstance(error, DeadlinePassed)
@@ -307,6 +340,20 @@ class Judge:
         return held_out_error(images, self._held, self._basis, csm, self._dcf, self._nufft, scaled=scaled)
 
 
+def _held_out(
+    images: Tensor,
+    data: SliceData,
+    held: HeldOut,
+    dictionary: Dictionary,
+    encoding: Encoding,
+    settings: Settings,
+) -> float:
+    """Held-out error of images, which lack the joint phase if they are real."""
+    if not images.is_complex():
+        images = joint_phase(data.calibrated, data.energies) * images
+    return Judge(held, dictionary.basis, encoding, settings.nufft).error(images, data.normal.csm)
+
+
 def is_tuned(settings: Settings) -> bool:
     """Whether presets are tried, for which readouts must be held out: some must differ."""
     return (
@@ -331,7 +378,13 @@ def _presets(settings: Settings) -> dict[str, Preset]:
     }
 
 
-def _fit(start: Start | SliceData, preset: Preset, settings: Settings, deadline: float | None) -> InrFit:
+def _fit(
+    start: Start | SliceData,
+    preset: Preset,
+    settings: Settings,
+    deadline: float | None,
+    watch: Watch | None = None,
+) -> InrFit:
     """The INR of a corrected start, or of x0."""
     images, mask = (start.x0, start.mask) if isinstance(start, SliceData) else (start.z, start.data.mask)
     return fit_inr(
@@ -356,6 +409,7 @@ def _fit(start: Start | SliceData, preset: Preset, settings: Settings, deadline:
         ridge=settings.ridge,
         seed=settings.seed,
         deadline=deadline,
+        watch=watch,
     )
 
 
@@ -374,7 +428,9 @@ def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Cl
     if start is not None:
         images, doubts = methods.plain_where_doubtful(images, start, start.data.x0)
         remarks += doubts
-    return Estimate(images, {"data_term": fit.losses[-1]}, remarks)
+    return Estimate(
+        images, {"data_term": fit.losses[-1]}, remarks, partial(_fit, start or data, preset, settings, None)
+    )
 
 
 def _tuned_inr(
@@ -401,7 +457,8 @@ def _tuned_inr(
         start = None
     if start is None:
         fit = _fit(whole, presets["normal"], settings, deadline)
-        return Estimate(fit.coefficients, diagnostics, remarks)
+        refit = partial(_fit, whole, presets["normal"], settings, None)
+        return Estimate(fit.coefficients, diagnostics, remarks, refit)
 
     budget = settings.tuning_budget_s
     if deadline is not None:
@@ -425,7 +482,8 @@ def _tuned_inr(
     else:
         images = methods.image_head(taken.fit.features, advance(start, 2).z, settings.ridge)
     images, doubts = methods.plain_where_doubtful(images, taken.start, start.data.x0)
-    return Estimate(images, diagnostics, remarks + doubts)
+    refit = partial(_fit, taken.start, presets[taken.name], settings, None)
+    return Estimate(images, diagnostics, remarks + doubts, refit)
 
 
 def _starts(data: SliceData, steps: list[int]) -> dict[int, Start]:

@@ -53,6 +53,10 @@ class InrFit:
     features: Tensor
 
 
+#: Takes the number of an iteration, from 1 on, and what gives the fit as it is then (which takes time).
+Watch = Callable[[int, Callable[[], InrFit]], None]
+
+
 class _Mlp(torch.nn.Module):
     """ReLU layers on `(features, pixels)`: the pixels lie next to each other in memory."""
 
@@ -165,6 +169,7 @@ def fit_inr(
     seed: int = 0,
     deadline: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> InrFit:
     """Fit the joint INR to subspace images: ``min ‖x0 - f(r)‖² + λ_enc‖θ_enc‖² + λ_mlp‖θ_mlp‖²``.
 
@@ -196,6 +201,8 @@ def fit_inr(
         when an iteration is queued.
     progress
         Called with (iteration, iterations).
+    watch
+        Called after each iteration, see `Watch`; changes nothing in the fit.
 
     Other parameters: see `whorl.config.Settings`.
 
@@ -290,7 +297,22 @@ def fit_inr(
         optimiser.step()
         return error.detach()
 
-    losses = []
+    losses: list[Tensor] = []
+
+    def current() -> InrFit:
+        """The fit as it is now."""
+        with torch.no_grad():
+            phi = joint_features(_ALL)
+            weights = solve_head(phi, target.flatten(1), ridge) if fit == "varpro" else head
+            fitted = (weights @ phi) * scale  # (J, P)
+        if not bool(torch.isfinite(fitted).all()):
+            raise FloatingPointError("the INR diverged: its images are not finite")
+        values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
+        images, joint = torch.zeros_like(coefficients), phi.new_zeros((len(phi), *shape))
+        images[:, box[0], box[1]] = values.reshape(K, *box_shape)
+        joint[:, box[0], box[1]] = phi.reshape(-1, *box_shape)
+        return InrFit(images, tuple(torch.stack(losses).tolist()), joint)
+
     steps: list[Callable[[], Tensor]] = [partial(step, lines) for lines in _HALVES]
     with _stream_for(device), torch.enable_grad():  # whatever the caller's mode is
         for iteration in range(iterations):
@@ -304,16 +326,6 @@ def fit_inr(
             optimiser.param_groups[0]["lr"] *= decay
             if progress is not None:
                 progress(iteration + 1, iterations)
-
-    with torch.no_grad():
-        phi = joint_features(_ALL)
-        if fit == "varpro":
-            head = solve_head(phi, target.flatten(1), ridge)
-        fitted = (head @ phi) * scale  # (J, P)
-    if not bool(torch.isfinite(fitted).all()):
-        raise FloatingPointError("the INR diverged: its images are not finite")
-    values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
-    images, joint = torch.zeros_like(coefficients), phi.new_zeros((len(phi), *shape))
-    images[:, box[0], box[1]] = values.reshape(K, *box_shape)
-    joint[:, box[0], box[1]] = phi.reshape(-1, *box_shape)
-    return InrFit(images, tuple(torch.stack(losses).tolist()), joint)
+            if watch is not None:
+                watch(iteration + 1, current)
+    return current()

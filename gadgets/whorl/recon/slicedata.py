@@ -5,11 +5,13 @@ Letters: K coefficients, C coils, Y X pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from whorl.kspace.coils import combine
+from whorl.recon.inr import InrFit, Watch
 from whorl.recon.normal import Normal
 
 
@@ -60,8 +62,11 @@ class Estimate:
         What was measured and chosen, by name, for logs and reports.
     remarks
         Pairs of status (`degraded`, `fallback`) and why.
+    refit
+        Repeats the fit of the INR to be watched, if there was one; its images have not seen the k-space head.
     """
 
     coefficients: Tensor
     diagnostics: dict[str, float | str] = field(default_factory=dict)
     remarks: tuple[tuple[str, str], ...] = ()
+    refit: Callable[[Watch], InrFit] | None = None

@@ -1,0 +1,671 @@
+"""Low-rank, LLR and INR side by side on one scan: the runs, and what they measure.
+
+Each run goes the way of a scan, through `whorl.pipeline.reconstruct_scan`.
+
+Letters: Z slices, T timepoints, K coefficients, R regions, Y X pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whorl import __version__
+from whorl.config import Settings
+from whorl.doors.files import read_header, read_readouts
+from whorl.maps.images import SliceMaps
+from whorl.maps.rois import RegionStatistics, mean_cov_percent, r_squared, region_statistics
+from whorl.pipeline import Outcome, find_train_and_counter, reconstruct_scan
+from whorl.reconstruction import Inside, SliceResult
+from whorl.scan import resolve
+from whorl.scan.failure import ScanError
+from whorl.scan.readout import NOT_IMAGING, Readout
+from whorl.simulation.scan import Truth, read_truth
+
+#: Timepoints that the methods are compared at; the low-rank reference has all.
+TIMEPOINTS = 500
+#: Weights of llr that are tried first, around its default. The grid grows by factors of two where it ends.
+LAMBDAS = (0.35, 0.7, 1.4)
+_MOST_LAMBDAS = 9
+#: Quantities with their names in `SliceMaps` and `Truth`.
+QUANTITIES = (("T1", "t1_ms"), ("T2", "t2_ms"))
+#: R² and the largest bias leave out what a train of 9 ms pulses can hardly see.
+SHORTEST_T2_MS = 15.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A scan, or its first timepoints.
+
+    Parameters
+    ----------
+    path, header
+        The file, and its MRD header, cut to the timepoints.
+    counter
+        Name of the counter of the timepoints; see `whorl.scan.resolve`.
+    n_timepoints
+        Those that are used.
+    properties
+        Of the reconstruction.
+    """
+
+    path: Path
+    header: bytes
+    counter: str
+    n_timepoints: int
+    properties: Mapping[str, object]
+
+    def readouts(self, only_slice: int | None = None) -> Iterator[Readout]:
+        """The readouts of these timepoints, perhaps of one slice only, and all that carry no image data."""
+        arrived: dict[int, int] = {}
+        for readout in read_readouts(self.path):
+            if readout.flags & NOT_IMAGING:
+                yield readout
+                continue
+            number = int(readout.head["idx"]["slice"])
+            if self.counter == "arrival":
+                t = arrived.get(number, 0)
+                arrived[number] = t + 1
+            else:
+                t = int(resolve.timepoints(np.array([readout.head]), self.counter)[0])
+            if t < self.n_timepoints and only_slice in (None, number):
+                yield readout
+
+
+def cut_header(header: bytes, n_timepoints: int) -> bytes:
+    """An MRD header with trains and limits of at most so many timepoints."""
+    document = ismrmrd.xsd.CreateFromDocument(header)
+    sequence = document.sequenceParameters
+    for name in ("TR", "TE", "flipAngle_deg"):
+        values = getattr(sequence, name, None) or []
+        if len(values) > n_timepoints:
+            setattr(sequence, name, values[:n_timepoints])
+    for encoding in document.encoding:
+        for name in ("repetition", "contrast", "set"):
+            limit = getattr(encoding.encodingLimits, name, None)
+            if limit is not None and limit.maximum is not None:
+                limit.maximum = min(limit.maximum, n_timepoints - 1)
+    return str(ismrmrd.xsd.ToXML(document)).encode()
+
+
+def first_timepoints(source: Source, n_timepoints: int, folder: Path) -> Source:
+    """The same scan as if its train had ended earlier.
+
+    Parameters
+    ----------
+    folder
+        Takes the shortened train, if the train came from a file.
+    """
+    if n_timepoints >= source.n_timepoints:
+        return source
+    properties = dict(source.properties)
+    if sequence := properties.get("sequence"):
+        lines = Path(str(sequence)).read_text(encoding="utf-8-sig").splitlines()
+        short = folder / "train.csv"
+        short.write_text("\n".join([line for line in lines if line.strip()][: n_timepoints + 1]) + "\n")
+        properties["sequence"] = str(short)
+    return replace(
+        source,
+        header=cut_header(source.header, n_timepoints),
+        n_timepoints=n_timepoints,
+        properties=properties,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One method on one scan.
+
+    Parameters
+    ----------
+    key, title
+        Name in `compare.json` and in figures.
+    maps
+        `(Z, Y, X)` float32 by quantity; slices that failed are 0.
+    images
+        Magnitude of the subspace images `(K, Y, X)` by slice.
+    results
+        What is known about each slice.
+    """
+
+    key: str
+    title: str
+    n_timepoints: int
+    settings: Settings
+    outcome: Outcome
+    maps: dict[str, NDArray[np.float32]]
+    images: dict[int, NDArray[np.float32]]
+    results: dict[int, SliceResult]
+
+    @property
+    def seconds(self) -> float:
+        """Mean time of a slice after its last readout, without the dictionary."""
+        times = [result.seconds["slice"] for result in self.results.values() if "slice" in result.seconds]
+        return float(np.mean(times)) if times else math.nan
+
+    @property
+    def fell_back(self) -> bool:
+        return any(result.status == "fallback" for result in self.results.values())
+
+
+def reconstruct(
+    source: Source,
+    properties: Mapping[str, object],
+    *,
+    hold_out: bool = False,
+    only_slice: int | None = None,
+) -> tuple[Settings, Outcome, dict[int, SliceResult]]:
+    """Reconstruct a scan; what is known about each slice."""
+    settings = Settings.from_properties({**source.properties, **properties})
+    results: dict[int, SliceResult] = {}
+    outcome = reconstruct_scan(
+        source.header,
+        source.readouts(only_slice),
+        settings,
+        lambda image: None,
+        lambda level, text: None,  # what matters is in the outcome
+        observe=results.__setitem__,
+        hold_out=hold_out,
+    )
+    return settings, outcome, results
+
+
+def run_method(source: Source, key: str, title: str, properties: Mapping[str, object], n_slices: int) -> Run:
+    """One method on a whole scan of so many slices."""
+    settings, outcome, results = reconstruct(source, properties)
+    if not results:
+        raise ScanError(f"{title}: nothing could be reconstructed: {'; '.join(outcome.failures)}")
+    some = next(iter(results.values()))
+    nothing = np.zeros_like(some.maps.t1_ms)
+    maps = {
+        quantity: np.stack(
+            [getattr(results[z].maps, name) if z in results else nothing for z in range(n_slices)]
+        )
+        for quantity, name in QUANTITIES
+    }
+    images = {
+        z: (result.inside.images.abs() * result.inside.mask).float().cpu().numpy()
+        for z, result in results.items()
+        if result.inside is not None
+    }
+    return Run(key, title, source.n_timepoints, settings, outcome, maps, images, results)
+
+
+# --- What is measured ------------------------------------------------------------------------------
+
+
+def map_error(maps: SliceMaps, truth: Truth, z: int) -> float:
+    """Mean of ``|log(map / truth)|`` over T1 and T2 and the object of a slice."""
+    errors = []
+    for _, name in QUANTITIES:
+        values, known = getattr(maps, name), getattr(truth, name)[z]
+        both = (values > 0) & (known > 0)
+        errors.append(np.abs(np.log(values[both] / known[both])).mean() if both.any() else np.inf)
+    return float(np.mean(errors))
+
+
+@dataclass(slots=True)
+class Search:
+    """Grid search for the weight of llr.
+
+    Parameters
+    ----------
+    criterion
+        What the errors are, or why there was no search.
+    errors
+        By weight, ascending; infinite where the method fell back.
+    chosen
+        The weight with the smallest error.
+    seconds
+        Time of the slice summed over the grid.
+    """
+
+    criterion: str
+    chosen: float
+    errors: dict[float, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def grid_search(error: Callable[[float], float], grid: tuple[float, ...]) -> dict[float, float]:
+    """Errors by weight, ascending, on a grid that grows by factors of two while an end of it is the best."""
+    errors = {lam: error(lam) for lam in grid}
+    while len(errors) < _MOST_LAMBDAS:
+        best = min(errors, key=errors.__getitem__)
+        if not math.isfinite(errors[best]) or min(errors) < best < max(errors):
+            break
+        lam = best / 2 if best == min(errors) else best * 2
+        errors[lam] = error(lam)
+    return dict(sorted(errors.items()))
+
+
+def search_lambda(source: Source, truth: Truth | None, z: int) -> Search:
+    """The weight of llr with the smallest error on one slice.
+
+    The error is that of the maps against the truth, or else that of the prediction of readouts which are
+    kept out of the fit.
+    """
+    default = Settings.from_properties({**source.properties, "method": "llr"}).llr_lambda
+    if "llr_lambda" in source.properties:
+        return Search("none: llr_lambda was set", default)
+    criterion = (
+        "mean |log(map / truth)| of T1 and T2 in the object"
+        if truth
+        else "share of the energy of held-out readouts that is not predicted"
+    )
+    search = Search(f"{criterion}, slice {z}", default)
+
+    def error(lam: float) -> float:
+        chosen = {"method": "llr", "llr_lambda": lam}
+        _, _, results = reconstruct(source, chosen, hold_out=truth is None, only_slice=z)
+        result = results.get(z)
+        if result is None or result.inside is None or result.method != "llr":
+            return math.inf
+        search.seconds += result.seconds["slice"]
+        if truth is not None:
+            return map_error(result.maps, truth, z)
+        return float(result.diagnostics.get("held_out", math.inf))
+
+    search.errors = grid_search(error, LAMBDAS)
+    best = min(search.errors, key=search.errors.__getitem__)
+    if math.isfinite(search.errors[best]):
+        search.chosen = best
+    else:
+        search.criterion = "none: no weight could be judged, the default was taken"
+    return search
+
+
+def regions(run: Run, truth: Truth) -> dict[str, list[RegionStatistics]]:
+    """Statistics of T1 and T2 in the regions of the truth."""
+    return {
+        quantity: region_statistics(
+            run.maps[quantity], truth.labels, truth.roi_names, getattr(truth, f"roi_{name}")
+        )
+        for quantity, name in QUANTITIES
+    }
+
+
+def of_regions(rows: Mapping[str, list[RegionStatistics]]) -> dict[str, float]:
+    """The figures of one run that stand for all of its regions."""
+    seen = {row.name for row in rows["T2"] if row.truth >= SHORTEST_T2_MS}
+    summary = {}
+    for quantity, of_all in rows.items():
+        kept = [row for row in of_all if row.name in seen]
+        summary[f"{quantity} mean CoV %"] = mean_cov_percent(of_all)
+        summary[f"{quantity} R2"] = r_squared(of_all)
+        summary[f"{quantity} largest bias % (T2 >= {SHORTEST_T2_MS:g} ms)"] = max(
+            (row.bias_percent for row in kept), key=abs, default=math.nan
+        )
+        summary[f"{quantity} largest bias %"] = max(
+            (row.bias_percent for row in of_all), key=abs, default=math.nan
+        )
+    return summary
+
+
+def voxels(
+    ours: NDArray[np.float32], theirs: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Values `(V,)` of two maps where both have one."""
+    both = (theirs > 0) & (ours > 0)
+    return ours[both], theirs[both]
+
+
+def of_voxels(run: Run, reference: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+    """Voxelwise agreement with maps by quantity."""
+    summary = {}
+    for quantity, _ in QUANTITIES:
+        ours, theirs = voxels(run.maps[quantity], reference[quantity])
+        spread = float(np.sum((theirs - theirs.mean()) ** 2)) if len(theirs) else 0.0
+        r2 = 1 - float(np.sum((ours - theirs) ** 2)) / spread if spread else math.nan
+        summary[f"{quantity} voxelwise R2"] = r2
+        difference = float(np.median(100 * (ours / theirs - 1))) if len(theirs) else math.nan
+        summary[f"{quantity} median difference %"] = difference
+    return summary
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """The fit of the INR after an iteration.
+
+    Parameters
+    ----------
+    title
+        For instance ``iteration 12``.
+    features
+        Joint features `(F, Y, X)`.
+    images
+        Magnitude of the subspace images `(K, Y, X)`.
+    maps
+        As they would have been sent.
+    """
+
+    title: str
+    features: NDArray[np.float32]
+    images: NDArray[np.float32]
+    maps: SliceMaps
+
+
+def record_fit(inside: Inside) -> list[Frame]:
+    """Repeat the fit of a slice; frames at iterations that grow by a sixth, and the images at last."""
+    if inside.refit is None:
+        return []
+    frames: list[Frame] = []
+
+    def frame(title: str, features: Tensor, images: Tensor) -> Frame:
+        shown = (images.abs() * inside.mask).float().cpu().numpy()
+        return Frame(title, features.float().cpu().numpy(), shown, inside.to_maps(images))
+
+    wanted = {round(1.16**n) for n in range(80)}
+    latest = 0
+
+    def watch(iteration: int, current: Callable[[], Any]) -> None:
+        nonlocal latest
+        latest = iteration
+        if iteration in wanted:
+            fit = current()
+            frames.append(frame(f"iteration {iteration}", fit.features[:-1], fit.coefficients))
+
+    fit = inside.refit(watch)
+    if latest not in wanted:
+        frames.append(frame(f"iteration {latest}", fit.features[:-1], fit.coefficients))
+    frames.append(frame("sent", fit.features[:-1], inside.images))
+    return frames
+
+
+# --- All together ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Comparison:
+    """All runs on one scan.
+
+    Parameters
+    ----------
+    runs
+        By key, in the order of tables and figures; the last is the INR with default settings.
+    truth
+        Of a simulated scan.
+    reference, reference_maps
+        What the runs are compared with: the truth, or the low-rank maps of all timepoints.
+    rows
+        Statistics of the regions by run and quantity; no rows without regions of some size.
+    summaries
+        Figures by run and name.
+    frames
+        Of the fit of the INR on slice `shown`; empty if it fell back.
+    """
+
+    runs: dict[str, Run]
+    truth: Truth | None
+    reference: str
+    reference_maps: dict[str, NDArray[np.float32]]
+    n_timepoints: int
+    n_slices: int
+    shown: int
+    search: Search
+    rows: dict[str, dict[str, list[RegionStatistics]]]
+    summaries: dict[str, dict[str, float]]
+    frames: list[Frame]
+
+    @property
+    def has_regions(self) -> bool:
+        return any(of["T2"] for of in self.rows.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if something was degraded, a fall-back, or missing."""
+        return 3 if any(run.outcome.exit_code for run in self.runs.values()) else 0
+
+
+def compare(scan: Path, properties: Mapping[str, object], say: Say) -> Comparison:
+    """Reconstruct a scan by all methods.
+
+    Parameters
+    ----------
+    scan
+        MRD file.
+    properties
+        For all runs, without `method`; a `preset` is that of the last one, and `llr_lambda` needs no search.
+    say
+        Takes a line when a run begins.
+
+    Raises
+    ------
+    ScanError
+        If the file is no scan, or a run delivers nothing.
+    SettingsError
+        If a property is wrong.
+    """
+    if "method" in properties:
+        say(f"property method={properties['method']} is not used: the methods are what is compared")
+        properties = {name: value for name, value in properties.items() if name != "method"}
+    settings = Settings.from_properties(properties)
+    header = read_header(scan)
+    train, counter = find_train_and_counter(header, read_readouts(scan), settings)
+    try:
+        truth = read_truth(scan)
+    except ValueError:
+        truth = None
+    T = train.n_timepoints
+    n = min(T, TIMEPOINTS)
+    runs: dict[str, Run] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Source(scan, header, counter, T, properties)
+        first = first_timepoints(whole, n, Path(folder))
+        numbers = {int(r.head["idx"]["slice"]) for r in read_readouts(scan) if not r.flags & NOT_IMAGING}
+        n_slices = len(truth.mask) if truth else max(numbers) + 1
+        shown = sorted(numbers)[len(numbers) // 2]
+
+        def add(source: Source, key: str, name: str, **chosen: object) -> None:
+            title = f"{name} {source.n_timepoints}"
+            say(title)
+            runs[key] = run_method(source, key, title, chosen, n_slices)
+
+        if n < T:
+            add(whole, "lowrank_all", "low-rank", method="lowrank")
+        add(first, "lowrank", "low-rank", method="lowrank")
+        say(f"LLR {n}, search for its weight")
+        search = search_lambda(first, truth, shown)
+        add(first, "llr", "LLR", method="llr", llr_lambda=search.chosen)
+        add(first, "inr_seed", "INR as published", method="inr", preset="seed")
+        add(first, "inr", "INR", method="inr")
+        say("the fit of the INR once more, for its pictures")
+        inside = runs["inr"].results[shown].inside if shown in runs["inr"].results else None
+        frames = record_fit(inside) if inside else []
+
+    reference = runs.get("lowrank_all", runs["lowrank"])
+    maps = {quantity: getattr(truth, name) for quantity, name in QUANTITIES} if truth else reference.maps
+    rows = {key: regions(run, truth) for key, run in runs.items()} if truth else {}
+    summaries: dict[str, dict[str, float]] = {}
+    for key, run in runs.items():
+        summaries[key] = {}
+        if truth:
+            errors = [map_error(result.maps, truth, z) for z, result in run.results.items()]
+            summaries[key]["mean |log(map / truth)|"] = float(np.mean(errors))
+        if key in rows and rows[key]["T2"]:
+            summaries[key] |= of_regions(rows[key])
+        elif truth or run is not reference:
+            summaries[key] |= of_voxels(run, maps)
+    return Comparison(
+        runs=runs,
+        truth=truth,
+        reference="truth" if truth else reference.title,
+        reference_maps=maps,
+        n_timepoints=T,
+        n_slices=n_slices,
+        shown=shown,
+        search=search,
+        rows=rows,
+        summaries=summaries,
+        frames=frames,
+    )
+
+
+def as_json(comparison: Comparison, scan: Path, seconds: float) -> str:
+    """Every figure as a JSON document; what is not finite is null."""
+
+    def row(one: RegionStatistics) -> dict[str, object]:
+        return {**asdict(one), "cov_percent": one.cov_percent, "bias_percent": one.bias_percent}
+
+    def of_run(run: Run) -> dict[str, object]:
+        results = sorted(run.results.items())
+        stages = sorted({stage for _, result in results for stage in result.seconds})
+        return {
+            "title": run.title,
+            "timepoints": run.n_timepoints,
+            "coefficients": max((len(images) for images in run.images.values()), default=0),
+            "settings": run.settings.digest(),
+            "seconds_per_slice": run.seconds,
+            "seconds_by_stage": {
+                stage: float(np.mean([result.seconds.get(stage, 0.0) for _, result in results]))
+                for stage in stages
+            },
+            "slices": {
+                str(z): {
+                    "method": result.method,
+                    "status": result.status,
+                    "notes": result.notes,
+                    "diagnostics": result.diagnostics,
+                }
+                for z, result in results
+            },
+            "notes": list(run.outcome.notes),
+            "failures": list(run.outcome.failures),
+            "exit_code": run.outcome.exit_code,
+            "summary": comparison.summaries[run.key],
+            "regions": {q: [row(one) for one in of] for q, of in comparison.rows.get(run.key, {}).items()},
+        }
+
+    search, truth = comparison.search, comparison.truth
+    document = {
+        "whorl": __version__,
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "scan": scan.name,
+        "simulation": truth
+        and {name: value for name, value in truth.parameters.items() if not isinstance(value, np.ndarray)},
+        "timepoints": comparison.n_timepoints,
+        "slices": comparison.n_slices,
+        "slice_shown": comparison.shown,
+        "reference": comparison.reference,
+        "llr_search": {
+            "criterion": search.criterion,
+            "chosen": search.chosen,
+            "grid": [{"llr_lambda": lam, "error": error} for lam, error in search.errors.items()],
+            "seconds_per_slice": search.seconds,
+        },
+        "runs": {key: of_run(run) for key, run in comparison.runs.items()},
+        "seconds": seconds,
+        "exit_code": comparison.exit_code,
+    }
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def as_text(comparison: Comparison) -> str:
+    """The tables for the operator."""
+    runs = comparison.runs
+    width = max(18, *(len(run.title) + 2 for run in runs.values()))
+    lines = []
+    if comparison.has_regions:
+        for quantity, _ in QUANTITIES:
+            heads = "".join(f"{run.title:>{width}}" for run in runs.values())
+            lines += ["", f"{quantity}, ms: mean ± SD", f"{'':14s}{'truth':>8}{heads}"]
+            by_name = {key: {row.name: row for row in comparison.rows[key][quantity]} for key in runs}
+            for name, row in by_name["inr"].items():
+                cells = (by_name[key].get(name) for key in runs)
+                texts = (f"{cell.mean:.1f} ± {cell.sd:.1f}" if cell else "-" for cell in cells)
+                lines.append(f"{name:14s}{row.truth:8.1f}" + "".join(f"{text:>{width}}" for text in texts))
+    else:
+        lines += ["", f"no regions of known relaxation, so that there is no coefficient of variation: "
+                      f"voxels are compared with those of {comparison.reference}"]  # fmt: skip
+    names = list(dict.fromkeys(name for key in runs for name in comparison.summaries[key]))
+    label = max([len(name) for name in names] + [18]) + 2
+    lines += ["", " " * label + "".join(f"{run.title:>{width}}" for run in runs.values())]
+    for name in names:
+        values = (comparison.summaries[key].get(name, math.nan) for key in runs)
+        texts = (f"{value:.4g}" if math.isfinite(value) else "-" for value in values)
+        lines.append(f"{name:{label}s}" + "".join(f"{text:>{width}}" for text in texts))
+    times = "".join(f"{run.seconds:>{width}.2f}" for run in runs.values())
+    lines.append(f"{'seconds per slice':{label}s}{times}")
+    search = comparison.search
+    lines.append("")
+    if search.errors:
+        tried = ", ".join(f"{lam:g}: {error:.4g}" for lam, error in search.errors.items())
+        lines.append(f"LLR: weight {search.chosen:g} of {tried} ({search.criterion}; {search.seconds:.1f} s)")
+    else:
+        lines.append(f"LLR: weight {search.chosen:g}, search: {search.criterion}")
+    for run in runs.values():
+        lines += [f"{run.title}: {text}" for text in (*run.outcome.failures, *run.outcome.notes)]
+    return "\n".join(lines[1:])
+
+
+def run(scan: Path, output: Path, properties: Mapping[str, object], say: Say, show: Say) -> int:
+    """Compare the methods on a scan; tables, `compare.json` and figures.
+
+    Parameters
+    ----------
+    scan
+        MRD file.
+    output
+        Folder; it is made.
+    properties
+        For all runs.
+    say, show
+        Take lines about what goes on, and the tables.
+
+    Returns
+    -------
+    int
+        Exit code of the command.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib or cmcrameri is not installed.
+    ScanError, SettingsError
+        See `compare`.
+    """
+    from whorl import comparison_figures as figures
+
+    figures.check_installed()  # not after minutes
+    began = time.monotonic()
+    comparison = compare(scan, properties, say)
+    show(as_text(comparison))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "compare.json").write_text(as_json(comparison, scan, time.monotonic() - began))
+    say("figures")
+    drawn = figures.draw_all(comparison, output)
+    if not comparison.frames:
+        say("figure1b.png and figure2.gif are left out: there was no fit of the INR to show")
+    show(f"{', '.join(drawn)} and compare.json in {output}")
+    return comparison.exit_code
