@@ -18,9 +18,7 @@ T, K, C, I, S = 17, 3, 2, 5, 40  # noqa: E741 - the field's letter
 ERROR = 5e-4
 
 
-def encoding(
-    shape: tuple[int, int], backend: str = "finufft"
-) -> tuple[GramNormal, Tensor, Tensor, Tensor]:
+def encoding(shape: tuple[int, int], backend: str = "finufft") -> tuple[GramNormal, Tensor, Tensor, Tensor]:
     """The operator with its basis, weights and maps; timepoint t is measured along arm 3 t mod 5."""
     trajectory = rotated_spiral(I, S, 2)
     basis, csm = orthonormal_basis(T, K), complex_normal(C, *shape, seed=3)
