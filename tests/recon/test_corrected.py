@@ -42,9 +42,9 @@ def test_conjugate_gradients_solve_a_system_in_as_many_steps_as_unknowns(n: int)
     right = torch.randn(n, generator=generator, dtype=torch.float64)
     exact = torch.linalg.solve(matrix, right)
     start = torch.ones(n, dtype=torch.float64)
-    for begin in (None, start):
+    for first in (None, start):
         # float64 and a condition of at most some hundred.
-        result = conjugate_gradients(lambda v: matrix @ v, right, begin, n + 1)
+        result = conjugate_gradients(lambda v: matrix @ v, right, first, n + 1)
         torch.testing.assert_close(result, exact, rtol=0, atol=1e-9)
     assert torch.equal(start, torch.ones(n, dtype=torch.float64))  # not changed in place
     # The first step is the steepest descent.

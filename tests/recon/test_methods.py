@@ -84,7 +84,7 @@ def test_llr_stays_complex_where_there_is_none_and_says_so(scattered: Measured) 
     assert float(estimate.coefficients.imag.norm()) > 0.1 * float(estimate.coefficients.norm())
 
 
-# --- Whether a corrected start is trusted ----------------------------------------------------------------------
+# --- Whether a corrected start is trusted ------------------------------------------------------------
 
 
 def test_a_start_with_a_common_phase_is_trusted(data: SliceData) -> None:
@@ -111,10 +111,10 @@ def test_what_is_not_finite_is_not_trusted(data: SliceData, place: str, value: f
     assert found is None
     ((status, why),) = remarks
     assert status == "fallback"
-    assert "not finite" in why or "no common phase" in why
+    assert why == "the corrected start is not finite: the INR was fitted to x0"
 
 
-# --- Heads ----------------------------------------------------------------------------------------------------
+# --- Heads --------------------------------------------------------------------------------
 
 
 def features_of(z: Tensor, mask: Tensor, n_others: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Normal operator against the encoding of each timepoint, forward and back; its two forms against each other."""
+"""Normal operator against the encoding of each timepoint, and its two forms against each other."""
 
 from __future__ import annotations
 

@@ -153,7 +153,8 @@ class ToeplitzNormal:
         parts = torch.view_as_real(spectrum).reshape(4 * H * W, K, 2 * C)
         mixed = torch.bmm(self._kernel, parts).reshape(4 * H * W, K * C, 2)
         spectrum = torch.view_as_complex(mixed).T.reshape(K, C, 2 * H, 2 * W)
-        return torch.fft.ifft2(spectrum)[:, :, :H, :W]
+        padded: Tensor = torch.fft.ifft2(spectrum)
+        return padded[:, :, :H, :W]
 
     def coil_images(self, images: Tensor) -> Tensor:
         return self._on_raster(self._apply(images))
