@@ -76,8 +76,8 @@ def b1_properties(case: Case, truth: Truth, folder: Path) -> dict[str, object]:
     return {"b1": "match"} if case.b1_known == "matched" else {}
 
 
-def reconstruct(scan: Path, properties: dict[str, object]) -> dict[str, np.ndarray]:
-    """Maps `(slices, Y, X)` by quantity."""
+def reconstruct(scan: Path, properties: dict[str, object]) -> tuple[dict[str, np.ndarray], str]:
+    """Maps `(slices, Y, X)` by quantity, and method and status."""
     images: list[ismrmrd.Image] = []
     settings = Settings.from_properties(properties)
     reconstruct_scan(
@@ -87,7 +87,8 @@ def reconstruct(scan: Path, properties: dict[str, object]) -> dict[str, np.ndarr
     for image in images:
         values = image.data[0, 0] * float(image.meta["RescaleSlope"])
         maps.setdefault(image.meta["GADGETRON_DataRole"], []).append(values)
-    return {role: np.stack(stack) for role, stack in maps.items()}
+    status = f"{images[0].meta['whorl_method']}, {images[0].meta['whorl_status']}"
+    return {role: np.stack(stack) for role, stack in maps.items()}, status
 
 
 def main() -> None:
@@ -108,7 +109,7 @@ def main() -> None:
             truth = read_truth(scan)
             told = b1_properties(case, truth, Path(folder))
             for method in ("lowrank", "inr"):
-                maps = reconstruct(scan, {"method": method, **told})
+                maps, _ = reconstruct(scan, {"method": method, **told})
                 t1 = region_statistics(maps["T1"], truth.labels, truth.roi_names, truth.roi_t1_ms)
                 t2 = region_statistics(maps["T2"], truth.labels, truth.roi_names, truth.roi_t2_ms)
                 kept = {row.name for row in t2 if row.truth >= 15}

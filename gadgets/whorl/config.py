@@ -45,8 +45,8 @@ class Settings:
     method: Literal["inr", "llr", "lowrank"] = _setting("inr", "reconstruction of the subspace images")
     preset: Literal["auto", "low_noise", "normal", "high_noise", "seed"] = _setting(
         "auto",
-        "settings of the INR: chosen for each slice by readouts that the fit has not seen; or those for a level of "
-        "noise; or seed: the data flow as published (start=adjoint, head=image, fit=adam)",
+        "settings of the INR: chosen for each slice by readouts that the fit has not seen; or those for a "
+        "level of noise; or seed: the data flow as published (start=adjoint, head=image, fit=adam)",
     )
     tuning_budget_s: float = _setting(
         5.0,
@@ -164,7 +164,8 @@ class Settings:
     head_steps: int = _setting(3, "conjugate-gradient steps of head=kspace", low=0, high=100)
     encoder: Literal["grid", "hash", "fourier", "siren"] = _setting(
         "grid",
-        "of the coordinates: dense grids; hashed ones, where those do not fit; random Fourier features; sine layers",
+        "of the coordinates: dense grids; hashed ones, where those do not fit; random Fourier features; "
+        "sine layers",
     )
     iterations: int = _setting(
         0, "iterations of the fit; 0: by preset for varpro, 300 for adam", low=0, high=100000

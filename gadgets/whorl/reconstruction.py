@@ -362,7 +362,8 @@ def _fit(start: Start | SliceData, preset: Preset, settings: Settings, deadline:
 def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Clock) -> Estimate:
     """With the settings of a preset."""
     preset = _presets(settings)[settings.preset if settings.preset in PRESETS else "normal"]
-    start, remarks = None, ()
+    start: Start | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
     if settings.start == "corrected":
         start, remarks = methods.trusted(corrected_start(data, steps=preset.steps))
         clock.lap("start")
@@ -370,6 +371,9 @@ def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Cl
     images = fit.coefficients
     if settings.head == "kspace":
         images = methods.kspace_head(fit.features, images, data, start, steps=settings.head_steps)
+    if start is not None:
+        images, doubts = methods.plain_where_doubtful(images, start, start.data.x0)
+        remarks += doubts
     return Estimate(images, {"data_term": fit.losses[-1]}, remarks)
 
 
@@ -420,7 +424,8 @@ def _tuned_inr(
         )
     else:
         images = methods.image_head(taken.fit.features, advance(start, 2).z, settings.ridge)
-    return Estimate(images, diagnostics, remarks)
+    images, doubts = methods.plain_where_doubtful(images, taken.start, start.data.x0)
+    return Estimate(images, diagnostics, remarks + doubts)
 
 
 def _starts(data: SliceData, steps: list[int]) -> dict[int, Start]:

@@ -23,6 +23,8 @@ from whorl.recon.slicedata import SliceData
 
 #: Width in pixels within which the object's phase is taken to be smooth.
 _PHASE_SIGMA = 3.0
+#: Width in pixels of the neighbourhood in which the phase is judged.
+_LOCAL_SIGMA = 1.0
 
 
 def joint_phase(images: Tensor, energies: Tensor) -> Tensor:
@@ -116,9 +118,23 @@ def refine(start: Start) -> Start:
     missed = data.coil_images - data.normal.coil_images(estimate)
     corrected = estimate[:, None] * data.normal.csm + inside * missed  # (K, C, Y, X)
     csm = coil_maps(corrected)
-    together = smooth((start.z * combine(corrected, csm)).sum(0)[None], _PHASE_SIGMA)[0]
+    images = combine(corrected, csm)
+    together = smooth((start.z * images).sum(0)[None], _PHASE_SIGMA)[0]
     phase = torch.polar(torch.ones_like(together.real), together.angle())
     return replace(start, data=data.with_maps(csm), phase=phase)
+
+
+def imaginary_around(start: Start) -> Tensor:
+    """Share `(Y, X)` of the energy around each pixel that the phase leaves imaginary, once the residual has
+    corrected the images."""
+    data, inside = start.data, start.data.mask.to(start.z.dtype)
+    estimate = start.images * inside
+    turned = start.phase.conj() * (estimate + inside * (data.x0 - data.normal(estimate)))
+    weights = data.energies.reshape(-1, 1, 1)
+    parts = torch.stack([turned.imag.square(), turned.abs().square()])  # (2, K, Y, X)
+    imaginary, both = smooth((weights * parts).sum(1), _LOCAL_SIGMA)
+    share: Tensor = imaginary / both.clamp_min(torch.finfo(both.dtype).tiny)
+    return share
 
 
 def corrected_start(data: SliceData, *, steps: int = 8) -> Start:

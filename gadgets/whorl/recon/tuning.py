@@ -1,8 +1,8 @@
 """Settings that suit a scan, chosen without the truth: by readouts that the fit has not seen.
 
-Coarse features average noise away and lose small structures, fine ones keep both. Presets from coarse to fine are
-fitted to nine tenths of the readouts, one core each, and the coarsest whose held-out error is near the best
-is taken.
+Coarse features average noise away and lose small structures, fine ones keep both. Presets from coarse to fine
+are fitted to nine tenths of the readouts, one core each, and the coarsest whose held-out error is near the
+best is taken.
 
 Letters: K coefficients, Y X pixels, F joint features.
 """
@@ -18,7 +18,7 @@ from whorl.cores import spread
 from whorl.recon.corrected import Start
 from whorl.recon.inr import InrFit
 
-#: Within this share of the smallest held-out error a coarser preset is as good: what is below decides by chance.
+#: Within this share of the smallest held-out error a coarser preset is as good: less is chance.
 _AS_GOOD = 0.005
 
 
