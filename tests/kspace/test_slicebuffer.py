@@ -268,7 +268,7 @@ def test_a_tenth_is_scattered_and_always_the_same() -> None:
         assert torch.equal(held, held_timepoints(n))
         assert len(held) == n // 10
         assert len(held.unique()) == len(held)
-        assert 0 <= int(held.min())
+        assert int(held.min()) >= 0
         assert int(held.max()) < n
     # No long stretch of the train is without one, and they follow no period.
     gaps = held_timepoints(500).diff()

@@ -18,8 +18,8 @@ from recon.spiral_slice import (
     real_coefficients,
     relative_error,
 )
-from whorl.recon.corrected import Start, begin
-from whorl.recon.methods import image_head, kspace_head, llr, lowrank, trusted
+from whorl.recon.corrected import Start, begin, corrected_start, imaginary_around
+from whorl.recon.methods import image_head, kspace_head, llr, lowrank, plain_where_doubtful, trusted
 from whorl.recon.slicedata import SliceData
 
 LLR = {"lam": 0.2, "block": 6, "iterations": 6, "seed": 0, "deadline": None}
@@ -112,6 +112,43 @@ def test_what_is_not_finite_is_not_trusted(data: SliceData, place: str, value: f
     ((status, why),) = remarks
     assert status == "fallback"
     assert why == "the corrected start is not finite: the INR was fitted to x0"
+
+
+# --- Where a phase jumps ----------------------------------------------------------------------
+
+
+def test_a_smooth_phase_is_not_doubted() -> None:
+    for noise in (0.0, 0.1):
+        smooth = measure(order="mixed", noise=noise).slice_data()
+        start = corrected_start(smooth, steps=4)
+        images, remarks = plain_where_doubtful(start.z, start, start.data.x0)
+        assert images is start.z
+        assert remarks == ()
+
+
+def test_where_the_phase_jumps_the_values_are_those_of_x0() -> None:
+    cavity = torch.zeros(SHAPE, dtype=torch.bool)
+    cavity[26:33, 20:27] = True
+    turn = torch.polar(torch.ones(SHAPE), torch.where(cavity, math.pi / 3, 0.0))
+    jumped = measure(order="mixed", phase=phase_factor() * turn)
+    # The best real images for a phase that does not jump, with the coil maps as they are.
+    z = real_coefficients()[0] * turn.real
+    start = Start(jumped.slice_data().with_maps(jumped.csm), z, phase_factor())
+    around = imaginary_around(start)
+    assert around.shape == SHAPE
+    assert float(around.min()) >= 0
+    assert float(around.max()) <= 1 + 1e-5
+    assert float(around[28:31, 22:25].median()) > 0.1
+    assert float(around[10:18, 15:35].median()) < 0.01
+    marker = torch.full_like(start.data.x0, 7.0)  # not to be taken for anything else
+    images, ((status, why),) = plain_where_doubtful(start.z, start, marker)
+    taken = (images == marker).all(0)
+    assert status == "degraded"
+    assert f"the phase jumps in {float(taken.sum() / jumped.mask.sum()):.1%} of the object" in why
+    assert float(taken[cavity].float().mean()) > 0.5
+    assert not bool(taken[~jumped.mask].any())
+    assert float(taken.sum()) < 0.3 * float(jumped.mask.sum())
+    assert torch.equal(images[:, ~taken], (start.phase * start.z)[:, ~taken])
 
 
 # --- Heads --------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ class GramNormal:
 class ToeplitzNormal:
     """Without coils the operator is a convolution, ``T_kl(r - r') = Σ_i G_i,kl Σ_s w_is
     exp(i2π k_is·(r - r'))``: a K×K matrix at each point of a grid that is twice as wide. For a real basis
-    these matrices are real and symmetric. Images are taken to be zero outside a box, which need not be the whole
-    field of view, and nothing is computed outside it.
+    these matrices are real and symmetric. Images are taken to be zero outside a box, which need not be the
+    whole field of view, and nothing is computed outside it.
 
     Memory: K² real numbers for each of the 4·H·W points (340 MB for K = 9 and 512², 42 MB for K = 9 and a
     box of 180²), and as many complex numbers as 5 times K·C images of the box while it works.
