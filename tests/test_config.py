@@ -178,7 +178,7 @@ def test_the_digest_tells_settings_apart() -> None:
 def test_all_are_described() -> None:
     lines = describe().splitlines()
     assert [line.split(" = ")[0] for line in lines] == [f.name for f in fields(Settings)]
-    assert all(len(line.split("  ", 1)[1]) > 10 for line in lines)
+    assert all(len(line.split("  ", 1)[1]) >= 10 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -224,3 +224,63 @@ def test_no_file_is_taken_from_the_network(name: str) -> None:
         Settings.from_properties({name: "/etc/passwd"}, paths=False)
     with pytest.raises(SettingsError, match="concerns files and is not taken from the network"):
         Settings.from_properties({"cache_mb": 1}, paths=False)
+
+
+# --- Presets ---------------------------------------------------------------------------------------------
+
+
+def test_the_preset_seed_is_the_data_flow_as_published() -> None:
+    settings = Settings.from_properties({"preset": "seed"})
+    assert (settings.start, settings.head, settings.fit) == ("adjoint", "image", "adam")
+    plain = Settings.from_properties({})
+    others = [f.name for f in fields(Settings) if f.name not in ("preset", "start", "head", "fit")]
+    assert all(getattr(settings, name) == getattr(plain, name) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("start", "corrected"), ("head", "kspace"), ("fit", "varpro"), ("fit", " VarPro ")]
+)
+def test_what_is_set_by_itself_wins_over_the_preset(name: str, value: str) -> None:
+    for properties in ({"preset": "SEED", name: value}, {name: value, "preset": "seed"}):
+        settings = Settings.from_properties(properties)
+        assert getattr(settings, name) == value.strip().lower()
+        published = {"start": "adjoint", "head": "image", "fit": "adam"}
+        assert all(getattr(settings, n) == v for n, v in published.items() if n != name)
+
+
+@pytest.mark.parametrize("preset", ["auto", "low_noise", "normal", "high_noise"])
+def test_other_presets_leave_the_data_flow_as_it_is(preset: str) -> None:
+    settings = Settings.from_properties({"preset": preset})
+    assert (settings.start, settings.head, settings.fit) == ("corrected", "kspace", "varpro")
+    # What the preset, the encoder or the fit decides.
+    assert settings.correction_steps == -1
+    assert settings.finest_resolution == settings.iterations == 0
+    assert settings.learning_rate == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("preset", "high", "expected one of auto, low_noise, normal, high_noise, seed"),
+        ("head", "kspac", "expected one of kspace, image"),
+        ("encoder", "fft", "expected one of grid, hash, fourier, siren"),
+        ("normal", "fft", "expected one of auto, gram, toeplitz"),
+        ("correction_steps", -2, "expected -1 to 100"),
+        ("finest_resolution", -1, "expected at least 0"),
+        ("learning_rate", -0.1, "expected at least 0"),
+        ("tuning_budget_s", -1, "expected at least 0"),
+        ("head_steps", 101, "expected 0 to 100"),
+        ("llr_lambda", -0.1, "expected 0 to 1000"),
+        ("llr_block", 1, "expected 2 to 64"),
+        ("llr_iterations", 0, "expected 1 to 1000"),
+        ("log2_table", 25, "expected 4 to 24"),
+        ("sine_layers", 0, "expected 1 to 16"),
+    ],
+)
+def test_settings_of_the_methods_have_their_range(name: str, value: object, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Settings.from_properties({name: value})
+
+
+def test_a_finest_resolution_of_zero_contradicts_no_base() -> None:
+    assert Settings.from_properties({"base_resolution": 64}).finest_resolution == 0

@@ -109,6 +109,24 @@ def test_smoothing_spreads_a_point_as_a_gaussian() -> None:
     assert float(spread[23, 21] / spread[20, 21]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [0.4, 1.5, 4.0, 30.0])
+@pytest.mark.parametrize("shape", [(2, 13, 16), (1, 7), (3, 2, 40, 31)], ids=str)
+def test_smoothing_is_a_convolution_along_each_axis(shape: tuple[int, ...], sigma: float) -> None:
+    images = random_complex(*shape)
+    reach = max(1, int(np.ceil(3 * sigma)))
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    expected = images.numpy().astype(np.complex128)
+    for axis in (-2, -1):
+        n = shape[axis]
+        expected = np.apply_along_axis(
+            lambda line, n=n: np.convolve(line, taps / taps.sum())[reach : reach + n], axis, expected
+        )
+    result = smooth(images, sigma)
+    assert result.dtype == images.dtype
+    np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-6)  # float32 rounding
+    np.testing.assert_allclose(smooth(images.real, sigma).numpy(), expected.real, rtol=0, atol=1e-6)
+
+
 def test_smoothing_is_self_adjoint_for_complex_images() -> None:
     a, b = random_complex(2, 13, 16), random_complex(2, 13, 16, seed=1)
     left, right = smooth(a, 2.0), smooth(b, 2.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kspace.spirals import complex_normal, orthonormal_basis
 from whorl.kspace.coils import compression_matrix, whitening_matrix
-from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace
+from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace, held_timepoints
 from whorl.scan.integrity import Tally
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
@@ -98,7 +98,10 @@ def run(
     path: Any, sequence: list[Readout], numbers: list[int], **options: Any
 ) -> tuple[SubspaceKspace, Tally]:
     tally, basis = Tally(), orthonormal_basis(T, K)
-    buffer = SliceBuffer(sequence[0], options.get("whitening"), options.get("n_virtual", C), CPU)
+    keep = options.get("keep_held", False)
+    buffer = SliceBuffer(
+        sequence[0], options.get("whitening"), options.get("n_virtual", C), CPU, keep_held=keep
+    )
     add = path(buffer, tally, basis)
     for one, i in zip(sequence, numbers, strict=True):
         reused = one.data.copy()  # the memory of a receive buffer: what it holds later does not count
@@ -200,3 +203,104 @@ def test_interleaves_that_differ_by_rounding_are_one() -> None:
     assert len(interleaves) == 7
     k = arm * np.exp(1e-3j)
     assert interleaves.number(np.stack([k.real, k.imag], axis=1).astype(np.float32)) == 7
+
+
+# --- Readouts that are kept by themselves ------------------------------------------------------------------
+
+
+def check_held(result: SubspaceKspace, order: list[tuple[int, int]], matrix: Tensor) -> None:
+    """Each readout of a timepoint that is held out is there once, with its data and its interleaf."""
+    held = result.held
+    assert held is not None
+    arms = dict(order)
+    expected = [t for t in held_timepoints(T).tolist() if t in arms]
+    assert sorted(held.timepoint.tolist()) == expected
+    assert held.readouts.shape == (len(expected), len(matrix), S)
+    for data, t, position in zip(held.readouts, held.timepoint, held.interleaf, strict=True):
+        assert int(result.interleaves[int(position)]) == arms[int(t)]
+        torch.testing.assert_close(data, matrix @ torch.from_numpy(samples(int(t))), rtol=0, atol=1e-5)
+
+
+ARRIVALS = pytest.mark.parametrize("arrival", ["in order", "reversed", "shuffled"])
+
+
+@PATHS
+@ARRIVALS
+def test_a_tenth_is_kept_as_well_whatever_way_it_takes(path: Any, arrival: str) -> None:
+    order = list(ORDER)
+    if arrival == "reversed":
+        order.reverse()
+    elif arrival == "shuffled":
+        order = [order[n] for n in np.random.default_rng(1).permutation(len(order))]
+    result, _ = run(path, [readout(t, samples(t)) for t, _ in order], [i for _, i in order], keep_held=True)
+    matrix = compression_matrix(torch.from_numpy(np.stack([samples(t) for t, _ in order[:64]])), C)
+    check(result, order, orthonormal_basis(T, K), matrix)  # the folded data are complete nevertheless
+    check_held(result, order, matrix)
+
+
+@PATHS
+def test_duplicates_are_not_kept_twice(path: Any) -> None:
+    sequence, numbers = [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER]
+    present = [t for t in held_timepoints(T).tolist() if t < len(ORDER)]
+    for t in present[:3]:
+        sequence.append(readout(t, samples(t)))  # the same again
+        numbers.append(0)
+    sequence.append(readout(present[4], samples(0)))  # other data
+    numbers.append(1)
+    result, tally = run(path, sequence, numbers, keep_held=True)
+    check(result, ORDER, orthonormal_basis(T, K), first_block_matrix(None, C))
+    check_held(result, ORDER, first_block_matrix(None, C))
+    assert tally["came twice"] == 3
+
+
+@PATHS
+def test_none_are_kept_unless_asked_for(path: Any) -> None:
+    sequence, numbers = [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER]
+    assert run(path, sequence, numbers)[0].held is None
+    without_them = [n for n, (t, _) in enumerate(ORDER) if t not in held_timepoints(T).tolist()]
+    lost = run(path, [sequence[n] for n in without_them], [numbers[n] for n in without_them], keep_held=True)
+    assert lost[0].held is None  # none came
+
+
+def test_a_tenth_is_scattered_and_always_the_same() -> None:
+    for n in (50, 119, 120, 500, 1000):
+        held = held_timepoints(n)
+        assert torch.equal(held, held_timepoints(n))
+        assert len(held) == n // 10
+        assert len(held.unique()) == len(held)
+        assert int(held.min()) >= 0
+        assert int(held.max()) < n
+    # No long stretch of the train is without one, and they follow no period.
+    gaps = held_timepoints(500).diff()
+    assert int(gaps.max()) < 60
+    assert len(gaps.unique()) > 10
+
+
+@pytest.mark.parametrize("n_timepoints", [1, 10, 49])
+def test_of_a_short_train_none_are_held_out(n_timepoints: int) -> None:
+    assert len(held_timepoints(n_timepoints)) == 0
+    tally, basis = Tally(), orthonormal_basis(n_timepoints, 1)
+    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU, keep_held=True)
+    buffer.number_timepoints(place, n_timepoints, tally)
+    for t in range(n_timepoints):
+        buffer.add(readout(t, samples(t)), 0, tally)
+    assert buffer.finish(basis).held is None
+
+
+def test_what_is_kept_is_a_tenth_of_the_data_and_no_view_of_the_rest() -> None:
+    result, _ = run(folded, [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER], keep_held=True)
+    assert result.held is not None
+    assert len(result.held.readouts) <= T // 10
+    assert result.held.readouts.untyped_storage().nbytes() == result.held.readouts.nbytes
+
+
+def test_another_unit_is_that_of_all() -> None:
+    result, _ = run(folded, [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER], keep_held=True)
+    scaled = result.scaled(1 / 4)
+    assert result.held is not None
+    assert scaled.held is not None
+    assert torch.equal(scaled.bins * 4, result.bins)
+    assert torch.equal(scaled.held.readouts * 4, result.held.readouts)
+    assert torch.equal(scaled.gram, result.gram)
+    without = run(folded, [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER])[0]
+    assert without.scaled(2.0).held is None

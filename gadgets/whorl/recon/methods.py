@@ -8,6 +8,8 @@ Letters: K coefficients, Y X pixels, F joint features.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -78,7 +80,7 @@ def kspace_head(
         `(K, Y, X)`, of the type of `images`.
     """
     shape = images.shape[1:]
-    q = torch.linalg.qr(features.flatten(1).T).Q.to(images.dtype)  # (P, F+1)
+    q: Tensor = torch.linalg.qr(features.flatten(1).T).Q.to(images.dtype)  # (P, F+1)
     operator = data.normal if start is None else start.operator
     right = data.x0 * data.mask if start is None else start.right
 
@@ -101,10 +103,10 @@ def trusted(start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
     """The start, or ``None`` and why not: no common phase, or steps that did not converge."""
     data = start.data
     share = imaginary_share(data.calibrated[:1], start.phase, data.mask)
-    if not share < _IMAGINARY:
-        return None, (("fallback", f"{_no_phase(share)}: the INR was fitted to x0"),)
-    if not bool(torch.isfinite(start.z).all()):
+    if not (math.isfinite(share) and bool(torch.isfinite(start.z).all())):
         return None, (("fallback", "the corrected start is not finite: the INR was fitted to x0"),)
+    if share >= _IMAGINARY:
+        return None, (("fallback", f"{_no_phase(share)}: the INR was fitted to x0"),)
     return start, ()
 
 

@@ -97,6 +97,11 @@ class ToeplitzNormal:
     backend
         NUFFT for the kernel.
 
+    Raises
+    ------
+    ValueError
+        If the Gram matrices are complex: their imaginary part would be lost.
+
     References
     ----------
     Fessler et al., IEEE Trans Signal Process 53:3393 (2005), doi:10.1109/TSP.2005.853152 (Toeplitz);
@@ -113,6 +118,8 @@ class ToeplitzNormal:
         *,
         backend: str = "auto",
     ) -> None:
+        if gram.is_complex() and bool(gram.imag.any()):
+            raise ValueError("the Gram matrices are complex: the Toeplitz form needs a real basis")
         self.csm = csm
         self._box = box
         self._maps = csm[:, box[0], box[1]]

@@ -1,0 +1,296 @@
+"""Whatever a slice holds, no map holds what is not a number, and what is amiss is marked or said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import whorl.pipeline
+import whorl.reconstruction
+from scan_edit import QUANTITIES, Result, Scan
+from whorl.config import Settings
+from whorl.kspace.slicebuffer import SubspaceKspace
+from whorl.physics.dictionary import Dictionary
+from whorl.recon import corrected
+from whorl.reconstruction import Encoding, SliceResult, reconstruct_slice
+from whorl.simulation.scan import simulate
+
+#: Few iterations: what comes of them is not judged here.
+_FEW = {"iterations": 4, "llr_iterations": 2}
+METHODS: dict[str, dict[str, Any]] = {
+    "inr auto": {"method": "inr", **_FEW},
+    "inr seed": {"method": "inr", "preset": "seed", **_FEW},
+    "inr normal": {"method": "inr", "preset": "normal", **_FEW},
+    "llr": {"method": "llr", **_FEW},
+    "lowrank": {"method": "lowrank", **_FEW},
+}
+EACH_METHOD = pytest.mark.parametrize("method", METHODS)
+FITTED = pytest.mark.parametrize("method", [name for name in METHODS if name != "lowrank"])
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What `reconstruct_slice` starts from."""
+
+    kspace: SubspaceKspace
+    encoding: Encoding
+    dictionary: Dictionary
+
+    def run(self, method: str, **changed: Any) -> SliceResult:
+        """Reconstruct it with another k-space, or with other parts of it."""
+        kspace = replace(self.kspace, **changed)
+        settings = Settings.from_properties(METHODS[method])
+        result = reconstruct_slice(kspace, self.encoding, self.dictionary, settings, None)
+        for image in (result.maps.t1_ms, result.maps.t2_ms, result.maps.m0, result.maps.quality):
+            assert image.shape == self.encoding.shape
+            assert np.isfinite(image).all()
+        return result
+
+
+@pytest.fixture(scope="module")
+def slice_(loaded_scan: Scan) -> Slice:
+    """The tiny scan's, as the pipeline hands it over."""
+    seen: list[Slice] = []
+    real = reconstruct_slice
+
+    def look(kspace: SubspaceKspace, encoding: Encoding, dictionary: Dictionary, *others: Any) -> SliceResult:
+        seen.append(Slice(kspace, encoding, dictionary))
+        return real(kspace, encoding, dictionary, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whorl.pipeline, "reconstruct_slice", look)
+        loaded_scan.copy().run(**METHODS["inr auto"])
+    (one,) = seen
+    assert one.kspace.held is not None
+    return one
+
+
+def is_zero(result: SliceResult) -> bool:
+    maps = result.maps
+    return not any(image.any() for image in (maps.t1_ms, maps.t2_ms, maps.m0, maps.quality))
+
+
+def spoilt(place: tuple[int, ...], value: float) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Make a function of another one whose first result holds a value that it should not."""
+
+    def around(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        calls: list[int] = []
+
+        def spoiling(*arguments: Any, **named: Any) -> Tensor:
+            result = function(*arguments, **named)
+            if not calls:
+                result = result.clone()
+                result[place] = value
+            calls.append(1)
+            return result
+
+        return spoiling
+
+    return around
+
+
+@EACH_METHOD
+def test_a_good_slice_is_complete(slice_: Slice, method: str) -> None:
+    result = slice_.run(method)
+    assert result.method == METHODS[method]["method"]
+    # On so few pixels an edge may be taken for a jump of the phase: in half a per cent of the object.
+    assert result.status == "complete" or "the phase jumps in 0." in result.notes[0]
+    assert (result.maps.t1_ms > 0).sum() > 1000
+
+
+@EACH_METHOD
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["bins", "gram"])
+def test_data_that_are_no_numbers_give_no_maps(slice_: Slice, method: str, where: str, value: float) -> None:
+    values = getattr(slice_.kspace, where).clone()
+    values[(3, 0, 1, 5)[: values.ndim]] = value
+    result = slice_.run(method, **{where: values})
+    assert result.status != "complete"
+    assert result.notes
+    assert is_zero(result)
+
+
+@EACH_METHOD
+def test_coil_maps_that_are_no_numbers_give_no_maps(
+    slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = spoilt((0, 30, 31), np.nan)(whorl.reconstruction.coil_maps)
+    monkeypatch.setattr(whorl.reconstruction, "coil_maps", function)
+    result = slice_.run(method)
+    assert result.status != "complete"
+    assert is_zero(result)
+
+
+@FITTED
+def test_images_that_are_no_numbers_give_low_rank_maps(
+    slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of x0; those that are calibrated are as they should be.
+    function = spoilt((0, 0, 30, 31), np.nan)(whorl.reconstruction.adjoint_coil_images)
+    monkeypatch.setattr(whorl.reconstruction, "adjoint_coil_images", function)
+    result = slice_.run(method)
+    assert result.status == "fallback"
+    assert "not finite" in result.notes[-1]
+    if method == "inr auto":  # It has the images of all readouts, to which the INR can be fitted.
+        assert result.method == "inr"
+        assert (result.maps.m0 > 0).sum() > 1000
+        return
+    assert result.method == "lowrank"
+    monkeypatch.undo()
+    plain = slice_.run("lowrank").maps
+    assert plain.m0[30, 31] > 0
+    # A pixel that is no number has no signal; the others are as they were.
+    assert result.maps.m0[30, 31] == 0
+    plain.m0[30, 31] = 0
+    np.testing.assert_array_equal(result.maps.m0, plain.m0)
+
+
+@pytest.mark.parametrize("method", ["inr auto", "inr normal"])
+def test_a_refinement_that_fails_is_not_trusted(
+    slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corrected, "coil_maps", spoilt((0, 30, 31), np.nan)(corrected.coil_maps))
+    result = slice_.run(method)
+    assert (result.method, result.status) == ("inr", "fallback")
+    assert result.notes == ["the corrected start is not finite: the INR was fitted to x0"]
+    assert (result.maps.t1_ms > 0).sum() > 1000
+
+
+@EACH_METHOD
+def test_a_slice_of_pure_noise_has_no_maps(slice_: Slice, method: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    held = slice_.kspace.held
+    assert held is not None
+    result = slice_.run(
+        method,
+        bins=torch.randn(slice_.kspace.bins.shape, generator=generator, dtype=torch.complex64),
+        held=replace(
+            held, readouts=torch.randn(held.readouts.shape, generator=generator, dtype=torch.complex64)
+        ),
+    )
+    assert (result.status, result.notes) == ("degraded", ["the slice has no signal, its maps are zero"])
+    assert is_zero(result)
+
+
+@EACH_METHOD
+@pytest.mark.parametrize("pixels", [0, 1])
+def test_objects_that_are_hardly_there(
+    slice_: Slice, method: str, pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = torch.zeros(slice_.encoding.shape, dtype=torch.bool)
+    mask[30, 30 : 30 + pixels] = True
+    monkeypatch.setattr(whorl.reconstruction, "object_mask", lambda *_: mask)
+    result = slice_.run(method)
+    assert np.array_equal(result.maps.m0 > 0, mask.numpy())
+    if not pixels:
+        note = "no object stands out of the slice, its maps are zero"
+        assert (result.status, result.notes) == ("degraded", [note])
+
+
+@EACH_METHOD
+def test_one_coil_is_enough(slice_: Slice, method: str) -> None:
+    held = slice_.kspace.held
+    assert held is not None
+    result = slice_.run(
+        method,
+        bins=slice_.kspace.bins[:, :, :1].contiguous(),
+        held=replace(held, readouts=held.readouts[:, :1].contiguous()),
+    )
+    assert result.method == METHODS[method]["method"]
+    assert (result.maps.t1_ms > 0).sum() > 1000
+
+
+@pytest.mark.parametrize(
+    ("method", "factor"), [("inr auto", 1e-12), ("inr normal", 1e12), ("llr", 1e-12), ("lowrank", 1e12)]
+)
+def test_the_unit_of_the_data_does_not_matter(slice_: Slice, method: str, factor: float) -> None:
+    scaled, plain = slice_.kspace.scaled(factor), slice_.run(method)
+    result = slice_.run(method, bins=scaled.bins, held=scaled.held)
+    assert (result.method, result.status) == (plain.method, plain.status)
+    inside = plain.maps.m0 > 0
+    # Rounding may take a pixel to another atom.
+    near = np.abs(result.maps.m0[inside] / factor - plain.maps.m0[inside]) < 0.02 * plain.maps.m0[inside]
+    assert near.mean() > 0.97
+
+
+# --- Whole scans --------------------------------------------------------------------------------------------
+
+
+def assert_finite(result: Result) -> None:
+    for role in QUANTITIES:
+        assert np.isfinite(result.physical(role)).all()
+
+
+@EACH_METHOD
+def test_an_interleaf_that_never_came(scan: Scan, untouched: Result, method: str) -> None:
+    lost = [n for n in scan.imaging if scan.heads["idx"]["kspace_encode_step_1"][n] == 5]
+    result = scan.without(lost).run(**METHODS[method])
+    meta = result.of("T1").meta
+    assert meta["whorl_method"] == METHODS[method]["method"]
+    assert meta["whorl_status"] == "degraded"
+    assert f"{len(lost)} of 120 readouts are missing" in meta["whorl_notes"]
+    assert_finite(result)
+    ours, theirs = result.physical("M0") > 0, untouched.physical("M0") > 0
+    assert (ours & theirs).sum() > 0.95 * theirs.sum()
+
+
+@EACH_METHOD
+def test_readouts_of_nothing_but_noise(scan: Scan, method: str) -> None:
+    generator = np.random.default_rng(3)
+    for n in scan.imaging:
+        pair = generator.standard_normal((2, *scan.data[n].shape))
+        scan.data[n] = (pair[0] + 1j * pair[1]).astype(np.complex64)
+    result = scan.run(**METHODS[method])
+    assert result.outcome.exit_code == 3
+    assert "no signal" in result.of("T1").meta["whorl_notes"]
+    assert not any(result.physical(role).any() for role in QUANTITIES)
+
+
+@pytest.fixture(scope="module")
+def short_scans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Scan]:
+    made: dict[int, Scan] = {}
+
+    def short_scan(n_timepoints: int) -> Scan:
+        if n_timepoints not in made:
+            path: Path = tmp_path_factory.mktemp("short") / "scan.h5"
+            simulate(path, phantom="nist", timepoints=n_timepoints, interleaves=24, coils=2, matrix=64)
+            made[n_timepoints] = Scan.load(path)
+        return made[n_timepoints].copy()
+
+    return short_scan
+
+
+@EACH_METHOD
+@pytest.mark.parametrize(("n_timepoints", "n_coefficients"), [(10, 0), (2, 5)])
+def test_trains_that_are_too_short_give_numbers(
+    short_scans: Callable[[int], Scan], method: str, n_timepoints: int, n_coefficients: int
+) -> None:
+    scan = short_scans(n_timepoints)
+    result = scan.run(**METHODS[method], n_coefficients=n_coefficients, dictionary_step=0.2)
+    assert_finite(result)
+    assert result.of("T1").meta["whorl_method"] == METHODS[method]["method"]
+
+
+# --- The preset of the published data flow --------------------------------------------------------------
+
+
+def test_the_preset_seed_is_what_it_stands_for(slice_: Slice) -> None:
+    parts = {"start": "adjoint", "head": "image", "fit": "adam"}
+
+    def m0(**properties: Any) -> np.ndarray[Any, Any]:
+        settings = Settings.from_properties({"method": "inr", **_FEW, **properties})
+        return reconstruct_slice(slice_.kspace, slice_.encoding, slice_.dictionary, settings, None).maps.m0
+
+    seed = m0(preset="seed")
+    np.testing.assert_array_equal(m0(preset="normal", finest_resolution=96, **parts), seed)
+    for name, value in {"start": "corrected", "head": "kspace", "fit": "varpro"}.items():
+        changed = m0(preset="seed", **{name: value})
+        assert not np.array_equal(changed, seed)
+        np.testing.assert_array_equal(changed, m0(preset="normal", **{**parts, name: value}))
