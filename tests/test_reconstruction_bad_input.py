@@ -18,7 +18,7 @@ from scan_edit import QUANTITIES, Result, Scan
 from whorl.config import Settings
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
-from whorl.recon import corrected
+from whorl.recon import corrected, methods
 from whorl.reconstruction import Encoding, SliceResult, reconstruct_slice
 from whorl.simulation.scan import simulate
 
@@ -161,6 +161,23 @@ def test_a_refinement_that_fails_is_not_trusted(
     assert (result.method, result.status) == ("inr", "fallback")
     assert result.notes == ["the corrected start is not finite: the INR was fitted to x0"]
     assert (result.maps.t1_ms > 0).sum() > 1000
+
+
+@pytest.mark.parametrize("method", ["inr auto", "inr normal"])
+def test_a_head_that_fails_gives_low_rank_maps(
+    slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "kspace_head", spoilt((0, 30, 31), np.inf)(methods.kspace_head))
+    result = slice_.run(method)
+    assert (result.method, result.status) == ("lowrank", "fallback")
+    assert result.notes[-1] == "low-rank maps instead of the INR: its images are not finite"
+    plain = slice_.run("lowrank").maps
+    inside = plain.m0 > 0
+    assert np.array_equal(result.maps.m0 > 0, inside)
+    if method == "inr normal":
+        np.testing.assert_array_equal(result.maps.m0, plain.m0)
+    else:  # Its coil maps lack the readouts that were held out; its data do not.
+        assert np.median(np.abs(result.maps.m0 / np.where(inside, plain.m0, 1) - 1)[inside]) < 0.05
 
 
 @EACH_METHOD

@@ -197,7 +197,7 @@ class Settings:
         0.7, "weight of the penalty, relative to the noise that the blocks of x0 show", low=0, high=1000
     )
     llr_block: int = _setting(8, "edge of a block in pixels", low=2, high=64)
-    llr_iterations: int = _setting(15, "iterations", low=1, high=1000)
+    llr_iterations: int = _setting(15, "iterations of llr", low=1, high=1000)
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, object], *, paths: bool = True) -> Settings:

@@ -40,6 +40,8 @@ _logger = logging.getLogger("whorl")
 _OUTSIDE = 0.1
 #: Readouts of one slice that are kept at most while its train is not known.
 _LONGEST_TRAIN = 10_000
+#: Timepoints below which an undersampled train hardly tells tissues apart.
+_SHORT_TRAIN = 50
 #: Reasons of the tally that are no loss.
 _HARMLESS = ("came twice",)
 
@@ -381,6 +383,10 @@ class _Scan:
             result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline, field)
             if self._b1_map and field is None:
                 result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
+            if T < _SHORT_TRAIN:
+                result.remark(
+                    "degraded", f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
+                )
             if buffer.n_seen < T:
                 result.remark("degraded", f"{T - buffer.n_seen} of {T} readouts are missing")
             result.seconds = {

@@ -6,6 +6,7 @@ Letters: K coefficients, C coils, I interleaves, S samples, D trajectory columns
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -193,6 +194,8 @@ def reconstruct_slice(
     clock = _Clock()
     # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
     scale = float(kspace.bins.abs().max()) or 1.0
+    if not math.isfinite(scale):
+        raise ScanError("the folded data are not finite: expected numbers of at most 1e38")
     kspace = kspace.scaled(1 / scale)
     empty = np.zeros(encoding.shape, dtype=np.float32)
     result = SliceResult(
@@ -255,7 +258,11 @@ def subspace_images(
     if tuned and kspace.held is not None:
         bins, gram = without(bins, gram, kspace.held, dictionary.basis)
     energies = dictionary.coefficients.abs().square().sum(0)
-    data, mask = slice_data(bins, gram, encoding, energies / energies[0], settings)
+    energies = energies / energies[0]
+    plain = replace(settings, normal="gram")  # what applies no normal operator needs no kernel
+    data, mask = slice_data(
+        bins, gram, encoding, energies, plain if settings.method == "lowrank" else settings
+    )
     # What is not to be judged is made of all readouts.
     whole = data
     if tuned:
@@ -297,6 +304,8 @@ def subspace_images(
         why = str(error) or type(error).__name__
         result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
         result.method = "lowrank"
+        # With coil maps of all readouts, as if it had been asked for.
+        whole, mask = slice_data(kspace.bins, kspace.gram, encoding, energies, plain)
         images = methods.lowrank(whole).coefficients
     clock.lap("fit")
     return images, mask

@@ -117,7 +117,7 @@ class Measured:
         return SliceData(coil_images, normal, combine(clean, csm), self.mask, ENERGIES)
 
     def error(self, images: Tensor, csm: Tensor) -> float:
-        """Relative error of images within the mask; each pixel's phase, which maps leave free, is none."""
+        """Relative error of images within the mask; the phase of a pixel, which maps leave free, is none."""
         phase = (csm.conj() * self.csm).sum(0).sgn()
         return relative_error(images * phase.conj(), self.truth, self.mask)
 

@@ -134,10 +134,10 @@ def plain_where_doubtful(
     doubtful = (
         mask & (imaginary > _DOUBT + _DOUBT_BY_NOISE * usual) & (signal > _FAINT * signal[mask].median())
     )
+    if not float(doubtful.sum() / mask.sum()) > _FEW:
+        return images, ()
     doubtful = widen(doubtful, 1) & mask
     share = float(doubtful.sum() / mask.sum())
-    if share < _FEW:
-        return images, ()
     remark = ("degraded", f"the phase jumps in {share:.1%} of the object: low-rank values there")
     return torch.where(doubtful, x0, start.phase * images), (remark,)
 
