@@ -73,7 +73,7 @@ def _limits(comparison: Comparison) -> Limits:
     for quantity, name in QUANTITIES:
         if comparison.truth:
             known = getattr(comparison.truth, f"roi_{name}")
-            limits[quantity] = 1.1 * known.max() if len(known) > 5 else 2 * float(np.percentile(known, 60))
+            limits[quantity] = float(1.1 * known.max() if len(known) > 5 else 2 * np.median(known))
         else:
             values = next(iter(comparison.runs.values())).maps[quantity]
             limits[quantity] = 1.5 * float(np.percentile(values[values > 0], 75)) if values.any() else 1.0
@@ -109,8 +109,8 @@ def _show_magnitude(axis: Any, image: NDArray[np.float32]) -> Any:
 
 
 def _write(axis: Any, text: str) -> None:
-    """A line at the lower edge of a map."""
-    axis.text(0.5, 0.02, text, transform=axis.transAxes, color="white", ha="center", va="bottom", fontsize=8)
+    """A line below a map."""
+    axis.text(0.5, -0.02, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
 
 
 def _label(axis: Any, text: str) -> None:
@@ -133,7 +133,8 @@ def _spread_text(comparison: Comparison, image: NDArray[np.float32], z: int) -> 
     inside = image[comparison.truth.labels[z] == label]
     if not len(inside):
         return ""
-    return f"{comparison.truth.roi_names[label - 1]} {inside.mean():.1f} ± {inside.std():.1f}"
+    spread = f" ± {inside.std():.1f}" if np.ptp(inside) > 0 else ""  # the truth has none
+    return f"{comparison.truth.roi_names[label - 1]} {inside.mean():.1f}{spread}"
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -203,8 +204,7 @@ def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> No
     writer = PillowWriter(fps=_FRAMES_PER_SECOND)
     with writer.saving(figure, path, dpi=80):
         for frame in [*frames, *[last] * _PAUSE]:
-            at_last = "sent: output head fitted to k-space" if frame is last else f"{frame.title} of the fit"
-            heading.set_text(at_last)
+            heading.set_text("as sent" if frame is last else f"{frame.title} of the fit")
             for k in range(n_images):
                 shown[k].set_data(frame.images[k][box])
             for image, (_, name) in zip(shown[n_images:], QUANTITIES, strict=True):
