@@ -219,6 +219,7 @@ def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> No
 def draw_agreement(comparison: Comparison, path: Path) -> None:
     """Figure 3: agreement with the reference, and coefficients of variation; voxelwise without regions."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     if not comparison.has_regions:
         _draw_voxels(comparison, path)
@@ -243,6 +244,10 @@ def draw_agreement(comparison: Comparison, path: Path) -> None:
                 places, [one.cov_percent for one in rows], width, label=f"{run.title}, mean {mean_cov:.1f} %"
             )
         points.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        for axis in (points.xaxis, points.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         points.set(xlabel=f"true {quantity} (ms)", ylabel=f"mean {quantity} in the region (ms)")
         points.legend(fontsize="small")
         names = [f"{one.name}\n{one.truth:.4g}" for one in comparison.rows["inr"][quantity]]
@@ -286,8 +291,7 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
 
     truth, z, box, limits = comparison.truth, comparison.shown, _box(comparison), _limits(comparison)
     runs = list(comparison.runs.values())
-    shown = [run.images[z] for run in runs if z in run.images]
-    n_images = min([_N_IMAGES, *(len(images) for images in shown)])
+    n_images = min([_N_IMAGES, *(len(run.images) for run in runs if len(run.images))])
     first_map, n_maps, top = n_images, 4 if truth else 2, 1 if truth else 0
     figure, axes = plt.subplots(
         len(runs) + top, n_images + n_maps, squeeze=False, layout="constrained",
@@ -300,9 +304,8 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
     drawn: dict[int, Any] = {}
     for row, run in enumerate(runs, start=top):
         _label(axes[row, 0], _time_text(run))
-        if z in run.images:
-            for k in range(n_images):
-                _show_magnitude(axes[row, k], run.images[z][k][box])
+        for k in range(min(n_images, len(run.images))):
+            _show_magnitude(axes[row, k], run.images[k][box])
         for column, (quantity, name) in enumerate(QUANTITIES, start=first_map):
             image = run.maps[quantity][z]
             drawn[column] = _show_map(axes[row, column], image[box], quantity, limits[quantity])
