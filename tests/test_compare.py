@@ -195,7 +195,7 @@ def test_the_first_timepoints_are_a_scan_that_ended_earlier(scan: Scan, tmp_path
     source = _source(
         scan, tmp_path / "scan.h5", "arrival" if counter == "arrival" else "user_int", **properties
     )
-    _, outcome, results = reconstruct(first_timepoints(source, T, tmp_path), {})
+    _, outcome, results = reconstruct(first_timepoints(source, T, tmp_path), {}, shown=0)
     assert outcome.exit_code == 0
     expected = shorter.run(output_dtype="float32")
     np.testing.assert_allclose(results[0].maps.t1_ms, expected.physical("T1"), rtol=1e-5)

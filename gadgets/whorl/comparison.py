@@ -138,9 +138,9 @@ class Run:
     maps
         `(Z, Y, X)` float32 by quantity; slices that failed are 0.
     images
-        Magnitude of the subspace images `(K, Y, X)` by slice.
+        Magnitude of the subspace images `(K, Y, X)` of the slice that is shown; no coefficient if it failed.
     results
-        What is known about each slice.
+        What is known about each slice; the inside only of the one that is shown.
     """
 
     key: str
@@ -149,7 +149,7 @@ class Run:
     settings: Settings
     outcome: Outcome
     maps: dict[str, NDArray[np.float32]]
-    images: dict[int, NDArray[np.float32]]
+    images: NDArray[np.float32]
     results: dict[int, SliceResult]
 
     @property
@@ -167,27 +167,36 @@ def reconstruct(
     source: Source,
     properties: Mapping[str, object],
     *,
+    shown: int,
     hold_out: bool = False,
     only_slice: int | None = None,
 ) -> tuple[Settings, Outcome, dict[int, SliceResult]]:
-    """Reconstruct a scan; what is known about each slice."""
+    """Reconstruct a scan; what is known about each slice, the inside only of the one that is to be shown."""
     settings = Settings.from_properties({**source.properties, **properties})
     results: dict[int, SliceResult] = {}
+
+    def observe(z: int, result: SliceResult) -> None:
+        if z != shown:
+            result.refit = result.inside = None  # they hold all data of the slice
+        results[z] = result
+
     outcome = reconstruct_scan(
         source.header,
         source.readouts(only_slice),
         settings,
         lambda image: None,
         lambda level, text: None,  # what matters is in the outcome
-        observe=results.__setitem__,
+        observe=observe,
         hold_out=hold_out,
     )
     return settings, outcome, results
 
 
-def run_method(source: Source, key: str, title: str, properties: Mapping[str, object], n_slices: int) -> Run:
+def run_method(
+    source: Source, key: str, title: str, properties: Mapping[str, object], n_slices: int, shown: int
+) -> Run:
     """One method on a whole scan of so many slices."""
-    settings, outcome, results = reconstruct(source, properties)
+    settings, outcome, results = reconstruct(source, properties, shown=shown)
     if not results:
         raise ScanError(f"{title}: nothing could be reconstructed: {'; '.join(outcome.failures)}")
     some = next(iter(results.values()))
@@ -198,11 +207,9 @@ def run_method(source: Source, key: str, title: str, properties: Mapping[str, ob
         )
         for quantity, name in QUANTITIES
     }
-    images = {
-        z: (result.inside.images.abs() * result.inside.mask).float().cpu().numpy()
-        for z, result in results.items()
-        if result.inside is not None
-    }
+    images = np.zeros((0, *nothing.shape), dtype=np.float32)
+    if shown in results and (inside := results[shown].inside) is not None:
+        images = (inside.images.abs() * inside.mask).float().cpu().numpy()
     return Run(key, title, source.n_timepoints, settings, outcome, maps, images, results)
 
 
@@ -271,7 +278,7 @@ def search_lambda(source: Source, truth: Truth | None, z: int) -> Search:
 
     def error(lam: float) -> float:
         chosen = {"method": "llr", "llr_lambda": lam}
-        _, _, results = reconstruct(source, chosen, hold_out=truth is None, only_slice=z)
+        _, _, results = reconstruct(source, chosen, shown=z, hold_out=truth is None, only_slice=z)
         result = results.get(z)
         if result is None or result.inside is None or result.method != "llr":
             return math.inf
@@ -290,10 +297,12 @@ def search_lambda(source: Source, truth: Truth | None, z: int) -> Search:
 
 
 def regions(run: Run, truth: Truth) -> dict[str, list[RegionStatistics]]:
-    """Statistics of T1 and T2 in the regions of the truth."""
+    """Statistics of T1 and T2 in the regions of the truth, in the slices that did not fail."""
+    delivered = np.isin(np.arange(len(truth.labels)), list(run.results))
+    labels = truth.labels * delivered[:, None, None]
     return {
         quantity: region_statistics(
-            run.maps[quantity], truth.labels, truth.roi_names, getattr(truth, f"roi_{name}")
+            run.maps[quantity], labels, truth.roi_names, getattr(truth, f"roi_{name}")
         )
         for quantity, name in QUANTITIES
     }
@@ -473,7 +482,7 @@ def compare(scan: Path, properties: Mapping[str, object], say: Say) -> Compariso
         def add(source: Source, key: str, name: str, **chosen: object) -> None:
             title = f"{name} {source.n_timepoints}"
             say(title)
-            runs[key] = run_method(source, key, title, chosen, n_slices)
+            runs[key] = run_method(source, key, title, chosen, n_slices, shown)
 
         if n < T:
             add(whole, "lowrank_all", "low-rank", method="lowrank")
@@ -527,7 +536,7 @@ def as_json(comparison: Comparison, scan: Path, seconds: float) -> str:
         return {
             "title": run.title,
             "timepoints": run.n_timepoints,
-            "coefficients": max((len(images) for images in run.images.values()), default=0),
+            "coefficients": len(run.images),
             "settings": run.settings.digest(),
             "seconds_per_slice": run.seconds,
             "seconds_by_stage": {

@@ -73,7 +73,7 @@ def _limits(comparison: Comparison) -> Limits:
     for quantity, name in QUANTITIES:
         if comparison.truth:
             known = getattr(comparison.truth, f"roi_{name}")
-            limits[quantity] = 1.1 * known.max() if len(known) > 5 else 2 * float(np.percentile(known, 60))
+            limits[quantity] = float(1.1 * known.max() if len(known) > 5 else 2 * np.median(known))
         else:
             values = next(iter(comparison.runs.values())).maps[quantity]
             limits[quantity] = 1.5 * float(np.percentile(values[values > 0], 75)) if values.any() else 1.0
@@ -109,8 +109,8 @@ def _show_magnitude(axis: Any, image: NDArray[np.float32]) -> Any:
 
 
 def _write(axis: Any, text: str) -> None:
-    """A line at the lower edge of a map."""
-    axis.text(0.5, 0.02, text, transform=axis.transAxes, color="white", ha="center", va="bottom", fontsize=8)
+    """A line below a map."""
+    axis.text(0.5, -0.02, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
 
 
 def _label(axis: Any, text: str) -> None:
@@ -133,7 +133,8 @@ def _spread_text(comparison: Comparison, image: NDArray[np.float32], z: int) -> 
     inside = image[comparison.truth.labels[z] == label]
     if not len(inside):
         return ""
-    return f"{comparison.truth.roi_names[label - 1]} {inside.mean():.1f} ± {inside.std():.1f}"
+    spread = f" ± {inside.std():.1f}" if np.ptp(inside) > 0 else ""  # the truth has none
+    return f"{comparison.truth.roi_names[label - 1]} {inside.mean():.1f}{spread}"
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -203,8 +204,7 @@ def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> No
     writer = PillowWriter(fps=_FRAMES_PER_SECOND)
     with writer.saving(figure, path, dpi=80):
         for frame in [*frames, *[last] * _PAUSE]:
-            at_last = "sent: output head fitted to k-space" if frame is last else f"{frame.title} of the fit"
-            heading.set_text(at_last)
+            heading.set_text("as sent" if frame is last else f"{frame.title} of the fit")
             for k in range(n_images):
                 shown[k].set_data(frame.images[k][box])
             for image, (_, name) in zip(shown[n_images:], QUANTITIES, strict=True):
@@ -219,6 +219,7 @@ def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> No
 def draw_agreement(comparison: Comparison, path: Path) -> None:
     """Figure 3: agreement with the reference, and coefficients of variation; voxelwise without regions."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     if not comparison.has_regions:
         _draw_voxels(comparison, path)
@@ -243,6 +244,10 @@ def draw_agreement(comparison: Comparison, path: Path) -> None:
                 places, [one.cov_percent for one in rows], width, label=f"{run.title}, mean {mean_cov:.1f} %"
             )
         points.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        for axis in (points.xaxis, points.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         points.set(xlabel=f"true {quantity} (ms)", ylabel=f"mean {quantity} in the region (ms)")
         points.legend(fontsize="small")
         names = [f"{one.name}\n{one.truth:.4g}" for one in comparison.rows["inr"][quantity]]
@@ -286,8 +291,7 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
 
     truth, z, box, limits = comparison.truth, comparison.shown, _box(comparison), _limits(comparison)
     runs = list(comparison.runs.values())
-    shown = [run.images[z] for run in runs if z in run.images]
-    n_images = min([_N_IMAGES, *(len(images) for images in shown)])
+    n_images = min([_N_IMAGES, *(len(run.images) for run in runs if len(run.images))])
     first_map, n_maps, top = n_images, 4 if truth else 2, 1 if truth else 0
     figure, axes = plt.subplots(
         len(runs) + top, n_images + n_maps, squeeze=False, layout="constrained",
@@ -300,9 +304,8 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
     drawn: dict[int, Any] = {}
     for row, run in enumerate(runs, start=top):
         _label(axes[row, 0], _time_text(run))
-        if z in run.images:
-            for k in range(n_images):
-                _show_magnitude(axes[row, k], run.images[z][k][box])
+        for k in range(min(n_images, len(run.images))):
+            _show_magnitude(axes[row, k], run.images[k][box])
         for column, (quantity, name) in enumerate(QUANTITIES, start=first_map):
             image = run.maps[quantity][z]
             drawn[column] = _show_map(axes[row, column], image[box], quantity, limits[quantity])
