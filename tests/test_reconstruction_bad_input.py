@@ -20,6 +20,7 @@ from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
 from whorl.recon import corrected, methods
 from whorl.reconstruction import Encoding, SliceResult, reconstruct_slice
+from whorl.scan.failure import ScanError
 from whorl.simulation.scan import simulate
 
 #: Few iterations: what comes of them is not judged here.
@@ -100,8 +101,7 @@ def spoilt(place: tuple[int, ...], value: float) -> Callable[[Callable[..., Tens
 def test_a_good_slice_is_complete(slice_: Slice, method: str) -> None:
     result = slice_.run(method)
     assert result.method == METHODS[method]["method"]
-    # On so few pixels an edge may be taken for a jump of the phase: in half a per cent of the object.
-    assert result.status == "complete" or "the phase jumps in 0." in result.notes[0]
+    assert result.status == "complete"
     assert (result.maps.t1_ms > 0).sum() > 1000
 
 
@@ -111,6 +111,10 @@ def test_a_good_slice_is_complete(slice_: Slice, method: str) -> None:
 def test_data_that_are_no_numbers_give_no_maps(slice_: Slice, method: str, where: str, value: float) -> None:
     values = getattr(slice_.kspace, where).clone()
     values[(3, 0, 1, 5)[: values.ndim]] = value
+    if where == "bins":
+        with pytest.raises(ScanError, match="the folded data are not finite"):
+            slice_.run(method, bins=values)
+        return
     result = slice_.run(method, **{where: values})
     assert result.status != "complete"
     assert result.notes
@@ -146,10 +150,7 @@ def test_images_that_are_no_numbers_give_low_rank_maps(
     monkeypatch.undo()
     plain = slice_.run("lowrank").maps
     assert plain.m0[30, 31] > 0
-    # A pixel that is no number has no signal; the others are as they were.
-    assert result.maps.m0[30, 31] == 0
-    plain.m0[30, 31] = 0
-    np.testing.assert_array_equal(result.maps.m0, plain.m0)
+    np.testing.assert_allclose(result.maps.m0, plain.m0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["inr auto", "inr normal"])
@@ -172,12 +173,8 @@ def test_a_head_that_fails_gives_low_rank_maps(
     assert (result.method, result.status) == ("lowrank", "fallback")
     assert result.notes[-1] == "low-rank maps instead of the INR: its images are not finite"
     plain = slice_.run("lowrank").maps
-    inside = plain.m0 > 0
-    assert np.array_equal(result.maps.m0 > 0, inside)
-    if method == "inr normal":
-        np.testing.assert_array_equal(result.maps.m0, plain.m0)
-    else:  # Its coil maps lack the readouts that were held out; its data do not.
-        assert np.median(np.abs(result.maps.m0 / np.where(inside, plain.m0, 1) - 1)[inside]) < 0.05
+    # As if they had been asked for, also where the fit had not seen all readouts.
+    np.testing.assert_allclose(result.maps.m0, plain.m0, rtol=1e-3)
 
 
 @EACH_METHOD
