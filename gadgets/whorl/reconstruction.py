@@ -253,10 +253,10 @@ def subspace_images(
     clock: _Clock,
 ) -> tuple[Tensor, Tensor]:
     """Subspace images `(K, Y, X)` and the object's mask `(Y, X)`; a fall-back is remarked in `result`."""
-    tuned = kspace.held is not None
+    held = None if settings.method == "lowrank" else kspace.held
     bins, gram = kspace.bins, kspace.gram
-    if tuned and kspace.held is not None:
-        bins, gram = without(bins, gram, kspace.held, dictionary.basis)
+    if held is not None:
+        bins, gram = without(bins, gram, held, dictionary.basis)
     energies = dictionary.coefficients.abs().square().sum(0)
     energies = energies / energies[0]
     plain = replace(settings, normal="gram")  # what applies no normal operator needs no kernel
@@ -265,7 +265,7 @@ def subspace_images(
     )
     # What is not to be judged is made of all readouts.
     whole = data
-    if tuned:
+    if held is not None:
         normal = GramNormal(kspace.gram, encoding.dcf, data.normal.csm, encoding.nufft)
         coil_images = adjoint_coil_images(kspace.bins, encoding.dcf, encoding.nufft)
         whole = replace(data, coil_images=coil_images, normal=normal)
@@ -282,11 +282,11 @@ def subspace_images(
                 seed=settings.seed,
                 deadline=deadline,
             )
-            if kspace.held is not None:
-                held_out = _held_out(estimate.coefficients, data, kspace.held, dictionary, encoding, settings)
+            if held is not None:
+                held_out = _held_out(estimate.coefficients, data, held, dictionary, encoding, settings)
                 estimate.diagnostics["held_out"] = held_out
-        elif is_tuned(settings) and kspace.held is not None:
-            judge = Judge(kspace.held, dictionary.basis, encoding, settings.nufft)
+        elif is_tuned(settings) and held is not None:
+            judge = Judge(held, dictionary.basis, encoding, settings.nufft)
             estimate = _tuned_inr(data, whole, judge, settings, deadline, clock)
         else:
             estimate = _inr(data, settings, deadline, clock)
