@@ -109,7 +109,7 @@ def main() -> None:
             truth = read_truth(scan)
             told = b1_properties(case, truth, Path(folder))
             for method in ("lowrank", "inr"):
-                maps, _ = reconstruct(scan, {"method": method, **told})
+                maps, _ = reconstruct(scan, {"method": method, "tuning_budget_s": 100, **told})
                 t1 = region_statistics(maps["T1"], truth.labels, truth.roi_names, truth.roi_t1_ms)
                 t2 = region_statistics(maps["T2"], truth.labels, truth.roi_names, truth.roi_t2_ms)
                 kept = {row.name for row in t2 if row.truth >= 15}

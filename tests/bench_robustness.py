@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_accuracy import reconstruct
+from bench_repeats import UNHURRIED
 from whorl.maps.rois import region_statistics
 from whorl.simulation.scan import read_truth, simulate
 
@@ -44,7 +45,7 @@ def main() -> None:
                 simulate(scan, phantom=phantom, **disturbance)
                 truth = read_truth(scan)
                 for method in METHODS:
-                    maps, status = reconstruct(scan, {"method": method})
+                    maps, status = reconstruct(scan, {"method": method, **UNHURRIED})
                     cells = []
                     for role, known in QUANTITIES:
                         rows = region_statistics(
