@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,23 @@ class _Mlp(torch.nn.Module):
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = torch.relu(weight @ x + bias)
         return x
+
+
+class _Taken(torch.autograd.Function):
+    """Some columns of a matrix. The gradient of indexing would add them up one by one; these differ, so that
+    they are only put back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.shape = values.shape
+        return values.index_select(1, columns)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (columns,) = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.shape)
+        return whole.scatter_(1, columns.expand(len(gradient), -1), gradient), None
 
 
 def solve_head(features: Tensor, target: Tensor, ridge: float) -> Tensor:
@@ -230,16 +248,21 @@ def fit_inr(
         raise ValueError("the mask is empty: there is nothing to fit")
     iterations = iterations or (100 if fit == "varpro" else 300)
 
-    # Encoder and MLP work on the box around the object; pixels of the box outside the mask weigh 0.
+    # The encoder works on the box around the object, everything after it on the pixels of the mask.
     box = box_around(mask)
-    inside = mask[box].to(torch.float32)[None]  # (1, Y', X')
-    box_shape = (inside.shape[1], inside.shape[2])
+    inside = mask[box]
+    box_shape = (inside.shape[0], inside.shape[1])
+    places = [torch.nonzero(inside[lines].flatten())[:, 0] for lines in (*_HALVES, _ALL)]
 
-    x0 = torch.where(mask[box], coefficients[:, box[0], box[1]], 0)  # (K, Y', X')
+    x0 = torch.where(inside, coefficients[:, box[0], box[1]], 0)  # (K, Y', X')
     scale = 0.5 * float(x0[0].abs().max()) or 1.0
     # J rows: K if the images are real, else real and imaginary parts one after the other.
     target = (torch.cat([x0.real, x0.imag]) if x0.is_complex() else x0) / scale  # (J, Y', X')
     J = len(target)
+    wanted = [
+        target[:, lines].flatten(1)[:, some] for lines, some in zip((*_HALVES, _ALL), places, strict=True)
+    ]
+    ones = [torch.ones((1, len(some)), device=device) for some in places]
 
     generator = torch.Generator().manual_seed(seed)
     encode = make_encoder(
@@ -280,18 +303,23 @@ def fit_inr(
     )
     decay = 0.1 ** (1 / iterations)
 
-    def joint_features(lines: slice) -> Tensor:
-        weight = inside[:, lines].flatten(1)
-        return torch.cat([mlp(encode(lines)) * weight, weight])  # (F+1, P)
+    def features_of(part: int) -> Tensor:
+        """φ `(F, P)` of the pixels in one half of the lines, or in all."""
+        values: Tensor = _Taken.apply(encode((*_HALVES, _ALL)[part]), places[part])  # type: ignore[no-untyped-call]
+        features: Tensor = mlp(values)
+        return features
 
-    def step(lines: slice) -> Tensor:
-        """One iteration on some lines; gives the data term. Never waits for the device."""
+    def best_head(phi: Tensor, part: int) -> Tensor:
+        return solve_head(torch.cat([phi, ones[part]]), wanted[part], ridge) if fit == "varpro" else head
+
+    def step(part: int) -> Tensor:
+        """One iteration on one half of the lines; gives the data term. Never waits for the device."""
         optimiser.zero_grad(set_to_none=True)
-        wanted = target[:, lines].flatten(1)
-        phi = joint_features(lines)
+        phi = features_of(part)
         # The head of varpro is at its optimum, so no gradient needs to pass through its solution.
-        weights = solve_head(phi.detach(), wanted, ridge) if fit == "varpro" else head
-        error = (weights @ phi - wanted).square().sum() / inside[:, lines].sum().clamp_min(1)
+        weights = best_head(phi.detach(), part)
+        fitted = torch.addmm(weights[:, -1:], weights[:, :-1], phi)
+        error = (fitted - wanted[part]).square().sum() / max(len(places[part]), 1)
         penalty = sum(factor * p.square().sum() for group, factor in groups for p in group)
         (error + penalty).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -302,18 +330,17 @@ def fit_inr(
     def current() -> InrFit:
         """The fit as it is now."""
         with torch.no_grad():
-            phi = joint_features(_ALL)
-            weights = solve_head(phi, target.flatten(1), ridge) if fit == "varpro" else head
+            phi = torch.cat([features_of(-1), ones[-1]])  # (F+1, P)
+            weights = best_head(phi[:-1], -1)
             fitted = (weights @ phi) * scale  # (J, P)
         if not bool(torch.isfinite(fitted).all()):
             raise FloatingPointError("the INR diverged: its images are not finite")
         values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
         images, joint = torch.zeros_like(coefficients), phi.new_zeros((len(phi), *shape))
-        images[:, box[0], box[1]] = values.reshape(K, *box_shape)
-        joint[:, box[0], box[1]] = phi.reshape(-1, *box_shape)
+        images[:, mask], joint[:, mask] = values, phi
         return InrFit(images, tuple(torch.stack(losses).tolist()), joint)
 
-    steps: list[Callable[[], Tensor]] = [partial(step, lines) for lines in _HALVES]
+    steps: list[Callable[[], Tensor]] = [partial(step, part) for part in range(len(_HALVES))]
     with _stream_for(device), torch.enable_grad():  # whatever the caller's mode is
         for iteration in range(iterations):
             if deadline is not None and time.monotonic() > deadline:
