@@ -22,6 +22,7 @@ from whorl.recon import corrected, methods
 from whorl.reconstruction import Encoding, SliceResult, reconstruct_slice
 from whorl.scan.failure import ScanError
 from whorl.simulation.scan import simulate
+from whorl.simulation.signals import jiang_train
 
 #: Few iterations: what comes of them is not judged here.
 _FEW = {"iterations": 4, "llr_iterations": 2}
@@ -308,3 +309,27 @@ def test_the_preset_seed_is_what_it_stands_for(slice_: Slice) -> None:
         changed = m0(preset="seed", **{name: value})
         assert not np.array_equal(changed, seed)
         np.testing.assert_array_equal(changed, m0(preset="normal", **{**parts, name: value}))
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"preset": "auto"},
+        {"preset": "normal"},
+        {"method": "llr"},
+        {"normal": "toeplitz", "tuning_budget_s": 0},
+    ],
+    ids=str,
+)
+def test_rf_phases_that_make_the_basis_complex(tmp_path: Path, properties: dict[str, Any]) -> None:
+    # A quadratic phase: coefficients that are taken as real would match anything.
+    angles = (1.5 * np.arange(120) ** 2) % 360
+    path = tmp_path / "scan.h5"
+    train = replace(jiang_train(120), phase_deg=angles)
+    simulate(path, phantom="nist", timepoints=120, interleaves=24, coils=4, matrix=64, train=train)
+    result = Scan.load(path).run(**{"method": "inr", "iterations": 20, **properties})
+    assert "the basis is complex" in result.said
+    assert result.of("T1").meta["whorl_status"] == "fallback"
+    plain = Scan.load(path).run(method="lowrank").physical("T1")
+    inside = plain > 0
+    assert np.median(np.abs(result.physical("T1")[inside] / plain[inside] - 1)) < 0.2

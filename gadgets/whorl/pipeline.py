@@ -402,6 +402,7 @@ class _Scan:
                 settings=settings.digest(),
                 protocol_name=self._header.protocol_name,
                 seconds=result.seconds,
+                preset=str(result.diagnostics.get("preset", "")),
             )
             if provenance.notes and provenance.status == "complete":
                 provenance = replace(provenance, status="degraded")

@@ -36,7 +36,7 @@ from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import GramNormal, make_normal
 from whorl.recon.slicedata import Estimate, SliceData
-from whorl.recon.tuning import PRESETS, Preset, choose, worth_trying
+from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
 from whorl.scan.failure import ScanError
 from whorl.scan.header import Header
 from whorl.scan.trajectory import resolve_units, to_recon_pixels
@@ -306,8 +306,8 @@ def subspace_images(
         why = str(error) or type(error).__name__
         result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
         result.method = "lowrank"
-        # With coil maps of all readouts, as if it had been asked for.
-        whole, mask = slice_data(kspace.bins, kspace.gram, encoding, energies, plain)
+        if held is not None:  # with coil maps of all readouts, as if it had been asked for
+            whole, mask = slice_data(kspace.bins, kspace.gram, encoding, energies, plain)
         images = methods.lowrank(whole).coefficients
     clock.lap("fit")
     return images, mask
@@ -336,7 +336,8 @@ def slice_data(
     normal = make_normal(
         gram, encoding.dcf, csm, encoding.points, encoding.nufft, around, form=form, backend=settings.nufft
     )
-    return SliceData(coil_images, normal, calibrated, around, energies), mask
+    real = not (gram.is_complex() and bool(gram.imag.any()))
+    return SliceData(coil_images, normal, calibrated, around, energies, real), mask
 
 
 class Judge:
@@ -433,7 +434,7 @@ def _fit_alone(
 
 def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Clock) -> Estimate:
     """With the settings of a preset."""
-    preset = _presets(settings)[settings.preset if settings.preset in PRESETS else "normal"]
+    preset = _presets(settings)[settings.preset if settings.preset in PRESETS else USUAL]
     start: Start | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     if settings.start == "corrected":
@@ -441,7 +442,8 @@ def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Cl
         clock.lap("start")
     fit = _fit_alone(start or data, preset, settings, deadline)
     images = fit.coefficients
-    if settings.head == "kspace":
+    # A start that is not trusted leaves the data flow as published.
+    if settings.head == "kspace" and (start is not None or settings.start == "adjoint"):
         images = methods.kspace_head(fit.features, images, data, start, steps=settings.head_steps)
     if start is not None:
         images, doubts = methods.plain_where_doubtful(images, start, start.data.x0)
@@ -474,23 +476,25 @@ def _tuned_inr(
                     f"({error:.3g} against {plain:.3g}): the INR was fitted to x0"),)  # fmt: skip
         start = None
     if start is None:
-        fit = _fit_alone(whole, presets["normal"], settings, deadline)
+        fit = _fit_alone(whole, presets[USUAL], settings, deadline)
         refit = partial(_fit, whole, presets["normal"], settings, None)
         return Estimate(fit.coefficients, diagnostics, remarks, refit)
 
-    budget = settings.tuning_budget_s
-    if deadline is not None:
-        budget = min(budget, deadline - clock.began)
-    in_time = time.monotonic() - clock.began < budget / 2
-    on_gpu = data.mask.device.type != "cpu"
-    names = worth_trying(error, 3 if on_gpu else torch.get_num_threads()) if in_time else ("normal",)
-    taken, tried = choose(
-        {name: presets[name] for name in names},
-        starts,
-        lambda start, preset: _fit(start, preset, settings, deadline),
-        judge.error,
-    )
-    diagnostics |= {"preset": taken.name, **{f"held_out_{one.name}": one.error for one in tried}}
+    until = clock.began + settings.tuning_budget_s
+    in_time = time.monotonic() < clock.began + settings.tuning_budget_s / 2
+    at_a_time = 3 if data.mask.device.type != "cpu" else torch.get_num_threads()
+    names = worth_trying(error, at_a_time) if in_time else (USUAL,)
+
+    def fit_preset(start: Start, name: str) -> InrFit:
+        limits = [deadline, None if name == USUAL else until]
+        return _fit(start, presets[name], settings, min((t for t in limits if t is not None), default=None))
+
+    taken, tried = choose({name: presets[name].steps for name in names}, starts, fit_preset, judge.error)
+    tried_names = ", ".join(one.name for one in tried)
+    diagnostics |= {
+        "preset": f"{taken.name} of {tried_names}",
+        **{f"held_out_{one.name}": one.error for one in tried},
+    }
     # The features are those of the training data; the last word on their weights is that of all readouts.
     start = replace(taken.start, data=whole.with_maps(taken.start.data.normal.csm))
     if settings.head == "kspace":

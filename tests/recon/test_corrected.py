@@ -44,19 +44,22 @@ def test_conjugate_gradients_solve_a_system_in_as_many_steps_as_unknowns(n: int)
     start = torch.ones(n, dtype=torch.float64)
     for first in (None, start):
         # float64 and a condition of at most some hundred.
-        result = conjugate_gradients(lambda v: matrix @ v, right, first, n + 1)
+        result, left = conjugate_gradients(lambda v: matrix @ v, right, first, n + 1)
+        assert float(left) < 1e-16
         torch.testing.assert_close(result, exact, rtol=0, atol=1e-9)
     assert torch.equal(start, torch.ones(n, dtype=torch.float64))  # not changed in place
     # The first step is the steepest descent.
-    first = conjugate_gradients(lambda v: matrix @ v, right, None, 1)
+    first, left = conjugate_gradients(lambda v: matrix @ v, right, None, 1)
+    residual = right - matrix @ first
+    torch.testing.assert_close(left, (residual @ residual) / (right @ right))
     torch.testing.assert_close(first, right * (right @ right) / (right @ matrix @ right))
-    assert torch.equal(conjugate_gradients(lambda v: matrix @ v, right, exact, 0), exact)
+    assert torch.equal(conjugate_gradients(lambda v: matrix @ v, right, exact, 0)[0], exact)
 
 
 def test_conjugate_gradients_stop_where_nothing_is_left() -> None:
     zero = torch.zeros((2, 3))
-    assert torch.equal(conjugate_gradients(lambda v: 2 * v, zero, None, 5), zero)
-    one = conjugate_gradients(lambda v: 2 * v, torch.ones((2, 3)), None, 9)
+    assert torch.equal(conjugate_gradients(lambda v: 2 * v, zero, None, 5)[0], zero)
+    one, _ = conjugate_gradients(lambda v: 2 * v, torch.ones((2, 3)), None, 9)
     torch.testing.assert_close(one, torch.full((2, 3), 0.5))
 
 

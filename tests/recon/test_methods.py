@@ -144,7 +144,10 @@ def test_where_the_phase_jumps_the_values_are_those_of_x0() -> None:
     images, ((status, why),) = plain_where_doubtful(start.z, start, marker)
     taken = (images == marker).all(0)
     assert status == "degraded"
-    assert f"the phase jumps in {float(taken.sum() / jumped.mask.sum()):.1%} of the object" in why
+    assert (
+        f"the coefficients share no phase in {float(taken.sum() / jumped.mask.sum()):.1%} of the object"
+        in why
+    )
     assert float(taken[cavity].float().mean()) > 0.5
     assert not bool(taken[~jumped.mask].any())
     assert float(taken.sum()) < 0.3 * float(jumped.mask.sum())
@@ -234,3 +237,29 @@ def test_the_image_head_is_the_nearest_in_the_span(known: Start) -> None:
     assert float(found[:, ~mask].abs().max()) == 0
     # A ridge shrinks.
     assert float(image_head(features, noisy, 10.0).norm()) < 0.8 * float(found.norm())
+
+
+# --- A basis that is not real ----------------------------------------------------------------------------
+
+
+def test_a_complex_basis_has_no_real_coefficients(data: SliceData) -> None:
+    complex_basis = replace(data, real_basis=False)
+    start, remarks = trusted(corrected_start(complex_basis, steps=2))
+    assert start is None
+    assert "the basis is complex" in remarks[0][1]
+    estimate = llr(complex_basis, **LLR)
+    assert estimate.coefficients.is_complex()
+    assert "the basis is complex" in estimate.remarks[0][1]
+
+
+def test_steps_that_leave_too_much_are_not_trusted(data: SliceData) -> None:
+    start = corrected_start(data, steps=4)
+    assert trusted(start)[0] is start
+    start, remarks = trusted(replace(start, residual=torch.tensor(0.3)))
+    assert start is None
+    assert remarks == (
+        (
+            "fallback",
+            "the corrected start did not converge (30% of the energy is left): the INR was fitted to x0",
+        ),
+    )

@@ -42,6 +42,7 @@ class Provenance:
     settings: str
     protocol_name: str
     seconds: dict[str, float]
+    preset: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ class ImageMaker:
                 "whorl_version": __version__,
                 "whorl_method": provenance.method,
                 "whorl_settings": provenance.settings,
+                "whorl_preset": provenance.preset,
                 "whorl_status": provenance.status,
                 "whorl_notes": notes,
                 "whorl_seconds": " ".join(

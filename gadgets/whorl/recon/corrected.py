@@ -55,10 +55,15 @@ def imaginary_share(images: Tensor, phase: Tensor, mask: Tensor) -> float:
 
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor], right: Tensor, start: Tensor | None, steps: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """A fixed number of steps for a Hermitian positive semidefinite `operator`, real or complex.
 
     Never waits for the device. Where nothing is left of the residual, the rest of the steps change nothing.
+
+    Returns
+    -------
+    Tensor, Tensor
+        The solution, and the energy of the residual relative to that of `right` (0-dimensional).
     """
     z = torch.zeros_like(right) if start is None else start.clone()
     residual = right.clone() if start is None else right - operator(z)
@@ -73,16 +78,20 @@ def conjugate_gradients(
         residual -= length * image
         previous, energy = energy, residual.abs().square().sum()
         direction = residual + (energy / previous.clamp_min(tiny)) * direction
-    return z
+    return z, energy / right.abs().square().sum().clamp_min(tiny)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """Real coefficients z `(K, Y, X)` and phase factor p `(Y, X)`: the subspace images are ``p z``."""
+    """Real coefficients z `(K, Y, X)` and phase factor p `(Y, X)`: the subspace images are ``p z``.
+
+    `residual` is the energy share that the latest steps left of the right side (0-dimensional).
+    """
 
     data: SliceData
     z: Tensor
     phase: Tensor
+    residual: Tensor | None = None
 
     @property
     def images(self) -> Tensor:
@@ -108,7 +117,8 @@ def begin(data: SliceData) -> Start:
 
 def advance(start: Start, steps: int) -> Start:
     """Some conjugate-gradient steps."""
-    return replace(start, z=conjugate_gradients(start.operator, start.right, start.z, steps))
+    z, residual = conjugate_gradients(start.operator, start.right, start.z, steps)
+    return replace(start, z=z, residual=residual)
 
 
 def refine(start: Start) -> Start:

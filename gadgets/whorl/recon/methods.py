@@ -8,8 +8,6 @@ Letters: K coefficients, Y X pixels, F joint features.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -27,6 +25,8 @@ _IMAGINARY = 0.15
 _DOUBT, _DOUBT_BY_NOISE = 0.01, 40.0
 #: Energy relative to the object's median below which a pixel's phase says nothing.
 _FAINT = 0.05
+#: Energy share of the residual of the corrected start above which its steps did not converge.
+_UNSOLVED = 0.1
 #: Share of the object below which such pixels are chance.
 _FEW = 0.003
 
@@ -44,7 +44,7 @@ def llr(
     Parameters: see `whorl.recon.llr.locally_low_rank`.
     """
     phase = joint_phase(data.calibrated, data.energies)
-    share = imaginary_share(data.calibrated[:1], phase, data.mask)
+    why = _no_common_phase(data, phase)
     fitted = locally_low_rank(
         data.x0,
         data.normal,
@@ -52,12 +52,16 @@ def llr(
         block=block,
         iterations=iterations,
         seed=seed,
-        phase=phase if share < _IMAGINARY else None,
+        phase=None if why else phase,
         mask=data.mask,
         deadline=deadline,
     )
-    remarks = () if share < _IMAGINARY else (("fallback", f"{_no_phase(share)}: complex coefficients"),)
-    return Estimate(fitted.coefficients, {"imaginary_share": share, "objective": fitted.losses[-1]}, remarks)
+    remarks = (("fallback", f"{why}: complex coefficients"),) if why else ()
+    diagnostics: dict[str, float | str] = {
+        "imaginary_share": _share(data, phase),
+        "objective": fitted.losses[-1],
+    }
+    return Estimate(fitted.coefficients, diagnostics, remarks)
 
 
 def kspace_head(
@@ -88,7 +92,7 @@ def kspace_head(
         right_hand: Tensor = q.mH @ operator((q @ v).T.reshape(-1, *shape)).flatten(1).T
         return right_hand
 
-    v = conjugate_gradients(inner, q.mH @ right.flatten(1).T, q.mH @ images.flatten(1).T, steps)
+    v, _ = conjugate_gradients(inner, q.mH @ right.flatten(1).T, q.mH @ images.flatten(1).T, steps)
     fitted: Tensor = (q @ v).T.reshape(images.shape)
     return fitted
 
@@ -101,13 +105,33 @@ def image_head(features: Tensor, images: Tensor, ridge: float) -> Tensor:
 
 def trusted(start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
     """The start, or ``None`` and why not: no common phase, or steps that did not converge."""
-    data = start.data
-    share = imaginary_share(data.calibrated[:1], start.phase, data.mask)
-    if not (math.isfinite(share) and bool(torch.isfinite(start.z).all())):
-        return None, (("fallback", "the corrected start is not finite: the INR was fitted to x0"),)
-    if share >= _IMAGINARY:
-        return None, (("fallback", f"{_no_phase(share)}: the INR was fitted to x0"),)
+    why = ""
+    if not bool(torch.isfinite(start.z).all()):
+        why = "the corrected start is not finite"
+    elif not (why := _no_common_phase(start.data, start.phase)) and start.residual is not None:
+        left = float(start.residual)
+        why = (
+            ""
+            if left < _UNSOLVED
+            else f"the corrected start did not converge ({left:.0%} of the energy is left)"
+        )
+    if why:
+        return None, (("fallback", f"{why}: the INR was fitted to x0"),)
     return start, ()
+
+
+def _share(data: SliceData, phase: Tensor) -> float:
+    """Energy share that a phase leaves imaginary, over all coefficients."""
+    weighted = data.energies.sqrt().reshape(-1, 1, 1) * data.calibrated
+    return imaginary_share(weighted, phase, data.mask)
+
+
+def _no_common_phase(data: SliceData, phase: Tensor) -> str:
+    """Why the coefficients cannot be taken as real; empty if they can."""
+    if not data.real_basis:
+        return "the basis is complex (RF phases that step by other than 180°)"
+    share = _share(data, phase)
+    return "" if share < _IMAGINARY else f"no common phase ({share:.0%} of the energy is left over)"
 
 
 def plain_where_doubtful(
@@ -138,9 +162,8 @@ def plain_where_doubtful(
         return images, ()
     doubtful = widen(doubtful, 1) & mask
     share = float(doubtful.sum() / mask.sum())
-    remark = ("degraded", f"the phase jumps in {share:.1%} of the object: low-rank values there")
+    remark = (
+        "degraded",
+        f"the coefficients share no phase in {share:.1%} of the object: low-rank values there",
+    )
     return torch.where(doubtful, x0, start.phase * images), (remark,)
-
-
-def _no_phase(share: float) -> str:
-    return f"no common phase ({share:.0%} of the energy is left over)"

@@ -184,9 +184,10 @@ def make_normal(
     Parameters
     ----------
     form
-        ``gram``, ``toeplitz``, or ``auto``: Toeplitz if its padded box has at most twice as many points as
-        there are samples, the basis is real and its kernel takes at most 1 GiB. (Two cores, K = 9, C = 4,
-        85 000 samples: 0.1 s against 0.2 s for a box of 180², 0.3 s against 0.2 s for 256².)
+        ``gram``, ``toeplitz`` (gram if the basis is complex), or ``auto``: Toeplitz if its padded box has at
+        most twice as many points as there are samples, the basis is real and its kernel takes at most 1 GiB.
+        (Two cores, K = 9, C = 4, 85 000 samples: 0.1 s against 0.2 s for a box of 180², 0.3 s against 0.2 s
+        for 256².)
     backend
         NUFFT for the Toeplitz kernel.
 
@@ -196,7 +197,7 @@ def make_normal(
         box = box_around(mask)
         points = 4 * (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
         small = points <= 2 * dcf.numel() and 4 * points * gram.shape[1] ** 2 <= _LARGEST_KERNEL
-        form = "toeplitz" if small and not bool(gram.imag.any()) else "gram"
-    if form == "toeplitz":
+        form = "toeplitz" if small else "gram"
+    if form == "toeplitz" and not (gram.is_complex() and bool(gram.imag.any())):
         return ToeplitzNormal(gram, dcf, csm, trajectory, box_around(mask), backend=backend)
     return GramNormal(gram, dcf, csm, nufft)

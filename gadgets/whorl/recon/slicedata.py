@@ -32,6 +32,8 @@ class SliceData:
         Boolean `(Y, X)`: where the object may be.
     energies
         `(K,)`: energy of each coefficient in the dictionary, relative to the first.
+    real_basis
+        Whether the temporal basis is real, so that the coefficients of a voxel share one phase.
     """
 
     coil_images: Tensor
@@ -39,6 +41,7 @@ class SliceData:
     calibrated: Tensor
     mask: Tensor
     energies: Tensor
+    real_basis: bool = True
 
     @property
     def x0(self) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whorl.cores import spread
 from whorl.recon.corrected import Start
-from whorl.recon.inr import InrFit
+from whorl.recon.inr import DeadlinePassed, InrFit
 
 #: Within this share of the smallest held-out error a coarser preset is as good: less is chance.
 _AS_GOOD = 0.005
@@ -53,6 +53,10 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+#: The one that is made in any case.
+USUAL = "normal"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tried:
     """A preset, what its fit started from and gave, and its held-out error."""
@@ -76,38 +80,57 @@ def worth_trying(error: float, at_a_time: int) -> tuple[str, ...]:
     names = tuple(PRESETS)
     if at_a_time >= len(names):
         return names
+    if at_a_time < 2:
+        return (USUAL,)
     return names[:2] if error > _NOISY else names[1:]
 
 
 def choose(
-    presets: Mapping[str, Preset],
+    steps: Mapping[str, int],
     starts: Mapping[int, Start],
-    fit: Callable[[Start, Preset], InrFit],
+    fit: Callable[[Start, str], InrFit],
     error: Callable[[Tensor, Tensor], float],
 ) -> tuple[Tried, list[Tried]]:
     """Try presets on training data and take one.
 
     Parameters
     ----------
-    presets
-        By name, from coarse to fine.
+    steps
+        Conjugate-gradient steps by preset, from coarse to fine.
     starts
         Corrected start by number of steps, of the training data.
     fit
-        Fits the INR to a start; called from several threads.
+        Fits the INR to a start, with the preset of a name; called from several threads. A fit that runs out
+        of time (`DeadlinePassed`) is left out.
     error
         Held-out error of complex images `(K, Y, X)` with coil maps `(C, Y, X)`.
 
     Returns
     -------
     Tried, list[Tried]
-        The one taken, and all.
+        The one taken, and all that were made in time.
+
+    Raises
+    ------
+    DeadlinePassed
+        If none was.
     """
-    fits = spread(lambda preset: fit(starts[preset.steps], preset), list(presets.values()))
-    tried = []
-    for (name, preset), fitted in zip(presets.items(), fits, strict=True):
-        start = starts[preset.steps]
+
+    def run(name: str) -> InrFit | DeadlinePassed:
+        try:
+            return fit(starts[steps[name]], name)
+        except DeadlinePassed as late:
+            return late
+
+    tried, late = [], None
+    for name, fitted in zip(steps, spread(run, list(steps)), strict=True):
+        if isinstance(fitted, DeadlinePassed):
+            late = fitted
+            continue
+        start = starts[steps[name]]
         images = start.phase * fitted.coefficients
         tried.append(Tried(name, start, fitted, error(images, start.data.normal.csm)))
+    if late is not None and not tried:
+        raise late
     best = min(t.error for t in tried)
     return next(t for t in tried if t.error <= best * (1 + _AS_GOOD)), tried
