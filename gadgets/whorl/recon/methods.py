@@ -8,6 +8,8 @@ Letters: K coefficients, Y X pixels, F joint features.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -131,6 +133,8 @@ def _no_common_phase(data: SliceData, phase: Tensor) -> str:
     if not data.real_basis:
         return "the basis is complex (RF phases that step by other than 180°)"
     share = _share(data, phase)
+    if not math.isfinite(share):
+        return "the corrected start is not finite"
     return "" if share < _IMAGINARY else f"no common phase ({share:.0%} of the energy is left over)"
 
 
