@@ -26,7 +26,7 @@ def test_presets_become_finer() -> None:
     ("error", "at_a_time", "names"),
     [
         (0.5, 2, ("high_noise", "normal")),
-        (0.1001, 1, ("high_noise", "normal")),
+        (0.1001, 2, ("high_noise", "normal")),
         (0.1, 2, ("normal", "low_noise")),
         (1e-4, 1, ("normal",)),
         (0.5, 3, ("high_noise", "normal", "low_noise")),
