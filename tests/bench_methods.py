@@ -58,7 +58,9 @@ def captured(scan: Path, properties: dict[str, Any]) -> tuple[SliceBuffer, Encod
             found.extend([kspace, self._encode(buffer.interleaves.stack(kspace.interleaves)), dictionary])
 
     settings = Settings.from_properties(properties)
-    taken = Pipeline(pipeline.read_header(read_header(scan)), settings, lambda image: None, lambda *_: None)
+    taken = Pipeline(
+        pipeline.read_header(read_header(scan)), settings, lambda image: None, lambda *_: None, None, False
+    )
     for readout in read_readouts(scan):
         taken.add(readout)
     taken.finish("")
