@@ -20,6 +20,7 @@ from whorl.simulation.scan import Truth, read_truth, simulate
 CASES: dict[str, dict[str, Any]] = {
     "NIST T2 plate, golden": {"phantom": "nist"},
     "NIST T2 plate, sequential": {"phantom": "nist", "order": "sequential"},
+    "NIST T1 plate, sequential": {"phantom": "nist", "plate": "t1", "order": "sequential"},
     "brain, golden": {"phantom": "brain"},
     "brain, sequential": {"phantom": "brain", "order": "sequential"},
     "brain, golden, noise 5e-3": {"phantom": "brain", "noise": 5e-3},
