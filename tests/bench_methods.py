@@ -144,6 +144,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--phantom", default="nist")
     chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no usable NVIDIA GPU")
     name = (
         torch.cuda.get_device_name()
         if chosen.device == "cuda"
