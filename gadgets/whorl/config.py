@@ -49,7 +49,7 @@ class Settings:
         "level of noise; or seed: the data flow as published (start=adjoint, head=image, fit=adam)",
     )
     tuning_budget_s: float = _setting(
-        5.0,
+        8.0,
         "time for one slice: preset=auto tries settings while half of it is left, else takes normal ones",
         low=0,
     )
