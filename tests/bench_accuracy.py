@@ -17,7 +17,13 @@ import numpy as np
 
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.maps.rois import mean_cov_percent, r_squared, region_statistics
+from whorl.maps.rois import (
+    largest_bias_percent,
+    mean_cov_percent,
+    r_squared,
+    region_statistics,
+    well_seen,
+)
 from whorl.pipeline import reconstruct_scan
 from whorl.simulation.scan import Truth, read_truth, simulate
 
@@ -103,10 +109,8 @@ def main() -> None:
                 maps, _ = reconstruct(scan, {"method": method, "tuning_budget_s": 100, **told})
                 t1 = region_statistics(maps["T1"], truth.labels, truth.roi_names, truth.roi_t1_ms)
                 t2 = region_statistics(maps["T2"], truth.labels, truth.roi_names, truth.roi_t2_ms)
-                kept = {row.name for row in t2 if row.truth >= 15}
-                t1_kept = [row for row in t1 if row.name in kept]
-                t2_kept = [row for row in t2 if row.name in kept]
-                biases = [max((row.bias_percent for row in rows), key=abs) for rows in (t1_kept, t2_kept)]
+                t1_kept, t2_kept = well_seen({"T1": t1, "T2": t2}).values()
+                biases = [largest_bias_percent(rows) for rows in (t1_kept, t2_kept)]
                 print(
                     f"| {case.name} | {method} | {mean_cov_percent(t1):.1f} | {mean_cov_percent(t2):.1f} "
                     f"| {r_squared(t1_kept):.4f} | {r_squared(t2_kept):.4f} "

@@ -52,10 +52,11 @@ GRID: dict[str, dict[str, object]] = {
 def error(maps: dict[str, np.ndarray], truth: Truth) -> tuple[float, float]:
     """Root mean square of ln(T/truth) of T1 and T2 over the regions, in %."""
     inside = (truth.labels > 0) & (maps["T1"] > 0)
-    return tuple(  # type: ignore[return-value]
-        100 * float(np.sqrt(np.mean(np.log(maps[role][inside] / known[inside]) ** 2)))
-        for role, known in (("T1", truth.t1_ms), ("T2", truth.t2_ms))
-    )
+
+    def of(values: np.ndarray, known: np.ndarray) -> float:
+        return 100 * float(np.sqrt(np.mean(np.log(values[inside] / known[inside]) ** 2)))
+
+    return of(maps["T1"], truth.t1_ms), of(maps["T2"], truth.t2_ms)
 
 
 def main() -> None:

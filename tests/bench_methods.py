@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 import whorl.pipeline as pipeline
+from bench_automatic import error
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.kspace.accumulate import fold, fold_gram
@@ -68,14 +69,9 @@ def captured(scan: Path, properties: dict[str, Any]) -> tuple[SliceBuffer, Encod
     return found[0], found[1], found[2]
 
 
-def error(t1: NDArray[np.float32], t2: NDArray[np.float32], truth: Truth) -> str:
-    """Root mean square of ln(T/truth) over the regions."""
-    inside = (truth.labels[0] > 0) & (t1 > 0)
-    parts = [
-        100 * float(np.sqrt(np.mean(np.log(found[inside] / known[0][inside]) ** 2)))
-        for found, known in ((t1, truth.t1_ms), (t2, truth.t2_ms))
-    ]
-    return f"{parts[0]:.1f} / {parts[1]:.1f}"
+def shown(t1: NDArray[np.float32], t2: NDArray[np.float32], truth: Truth) -> str:
+    """Errors of T1 and T2 maps `(Y, X)`, as in the automatic choice."""
+    return "{:.1f} / {:.1f}".format(*error({"T1": t1[None], "T2": t2[None]}, truth))
 
 
 def write_cfl(path: Path, array: NDArray[Any]) -> None:
@@ -170,7 +166,7 @@ def main() -> None:
                 taken.append(time.perf_counter() - began)
             taken = taken[1:]
             slowest = max(slowest, statistics.median(taken))
-            known = error(result.maps.t1_ms, result.maps.t2_ms, truth)
+            known = shown(result.maps.t1_ms, result.maps.t2_ms, truth)
             spread = max(taken) - min(taken)
             preset = result.diagnostics.get("preset", "")
             print(
@@ -181,7 +177,7 @@ def main() -> None:
             mask = torch.from_numpy(result.maps.t1_ms > 0)
             taken_s, t1, t2 = bart(scan, encoding, dictionary, mask, Path(folder))
             print(
-                f"| BART LLR, 30 iterations, K = 5 (pics only) | {taken_s:.1f} | {error(t1, t2, truth)} | |"
+                f"| BART LLR, 30 iterations, K = 5 (pics only) | {taken_s:.1f} | {shown(t1, t2, truth)} | |"
             )
         elif chosen.device == "cpu":
             print("| BART | not installed | | |")

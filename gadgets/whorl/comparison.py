@@ -27,7 +27,17 @@ from whorl import __version__
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.maps.images import SliceMaps
-from whorl.maps.rois import RegionStatistics, mean_cov_percent, r_squared, region_statistics
+from whorl.maps.rois import (
+    QUANTITIES,
+    SHORTEST_T2_MS,
+    RegionStatistics,
+    determination,
+    largest_bias_percent,
+    mean_cov_percent,
+    r_squared,
+    region_statistics,
+    well_seen,
+)
 from whorl.pipeline import Outcome, find_train_and_counter, reconstruct_scan
 from whorl.reconstruction import Inside, SliceResult
 from whorl.scan import resolve
@@ -40,10 +50,6 @@ TIMEPOINTS = 500
 #: Weights of llr that are tried first, around its default. The grid grows by factors of two where it ends.
 LAMBDAS = (0.35, 0.7, 1.4)
 _MOST_LAMBDAS = 9
-#: Quantities with their names in `SliceMaps` and `Truth`.
-QUANTITIES = (("T1", "t1_ms"), ("T2", "t2_ms"))
-#: R² and the largest bias leave out what a train of 9 ms pulses can hardly see.
-SHORTEST_T2_MS = 15.0
 
 Say = Callable[[str], None]
 
@@ -177,7 +183,7 @@ def reconstruct(
 
     def observe(z: int, result: SliceResult) -> None:
         if z != shown:
-            result.refit = result.inside = None  # they hold all data of the slice
+            result.inside = None  # it holds all data of the slice
         results[z] = result
 
     outcome = reconstruct_scan(
@@ -310,18 +316,15 @@ def regions(run: Run, truth: Truth) -> dict[str, list[RegionStatistics]]:
 
 def of_regions(rows: Mapping[str, list[RegionStatistics]]) -> dict[str, float]:
     """The figures of one run that stand for all of its regions."""
-    seen = {row.name for row in rows["T2"] if row.truth >= SHORTEST_T2_MS}
+    kept = well_seen(rows)
     summary = {}
     for quantity, of_all in rows.items():
-        kept = [row for row in of_all if row.name in seen]
         summary[f"{quantity} mean CoV %"] = mean_cov_percent(of_all)
         summary[f"{quantity} R2"] = r_squared(of_all)
-        summary[f"{quantity} largest bias % (T2 >= {SHORTEST_T2_MS:g} ms)"] = max(
-            (row.bias_percent for row in kept), key=abs, default=math.nan
+        summary[f"{quantity} largest bias % (T2 >= {SHORTEST_T2_MS:g} ms)"] = largest_bias_percent(
+            kept[quantity]
         )
-        summary[f"{quantity} largest bias %"] = max(
-            (row.bias_percent for row in of_all), key=abs, default=math.nan
-        )
+        summary[f"{quantity} largest bias %"] = largest_bias_percent(of_all)
     return summary
 
 
@@ -338,9 +341,7 @@ def of_voxels(run: Run, reference: Mapping[str, NDArray[np.float32]]) -> dict[st
     summary = {}
     for quantity, _ in QUANTITIES:
         ours, theirs = voxels(run.maps[quantity], reference[quantity])
-        spread = float(np.sum((theirs - theirs.mean()) ** 2)) if len(theirs) else 0.0
-        r2 = 1 - float(np.sum((ours - theirs) ** 2)) / spread if spread else math.nan
-        summary[f"{quantity} voxelwise R2"] = r2
+        summary[f"{quantity} voxelwise R2"] = determination(theirs, ours)
         difference = float(np.median(100 * (ours / theirs - 1))) if len(theirs) else math.nan
         summary[f"{quantity} median difference %"] = difference
     return summary

@@ -23,15 +23,21 @@ from numpy.typing import NDArray
 from whorl import __version__
 from whorl.doors.client import Received, send_file
 from whorl.doors.files import ResultFile, read_header
-from whorl.maps.rois import RegionStatistics, mean_cov_percent, r_squared, region_statistics
+from whorl.maps.rois import (
+    QUANTITIES,
+    SHORTEST_T2_MS,
+    RegionStatistics,
+    largest_bias_percent,
+    mean_cov_percent,
+    r_squared,
+    region_statistics,
+    well_seen,
+)
 from whorl.scan.failure import ScanError
 from whorl.simulation.scan import Truth, read_truth, simulate
 
-#: The fit's R² leaves out what a train of 9 ms pulses can hardly see.
-_SHORTEST_T2_MS = 15.0
 _METHODS = ("inr", "lowrank")
 _TITLES = {"inr": "INR", "lowrank": "low-rank"}
-_QUANTITIES = (("T1", "t1_ms"), ("T2", "t2_ms"))
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -102,28 +108,27 @@ def _statistics(maps: Maps, truth: Truth) -> dict[str, list[RegionStatistics]]:
         quantity: region_statistics(
             maps[quantity], truth.labels, truth.roi_names, getattr(truth, f"roi_{name}")
         )
-        for quantity, name in _QUANTITIES
+        for quantity, name in QUANTITIES
     }
 
 
 def _summary(rows: dict[str, list[RegionStatistics]]) -> dict[str, float]:
-    long_enough = {row.name for row in rows["T2"] if row.truth >= _SHORTEST_T2_MS}
+    kept = well_seen(rows)
     summary = {}
     for quantity, regions in rows.items():
-        kept = [row for row in regions if row.name in long_enough]
         summary[f"{quantity} mean CoV %"] = mean_cov_percent(regions)
-        summary[f"{quantity} R2 (T2 >= {_SHORTEST_T2_MS:g} ms)"] = r_squared(kept)
-        summary[f"{quantity} largest bias % (T2 >= {_SHORTEST_T2_MS:g} ms)"] = max(
-            (row.bias_percent for row in kept), key=abs
+        summary[f"{quantity} R2 (T2 >= {SHORTEST_T2_MS:g} ms)"] = r_squared(kept[quantity])
+        summary[f"{quantity} largest bias % (T2 >= {SHORTEST_T2_MS:g} ms)"] = largest_bias_percent(
+            kept[quantity]
         )
-        summary[f"{quantity} largest bias %"] = max((row.bias_percent for row in regions), key=abs)
+        summary[f"{quantity} largest bias %"] = largest_bias_percent(regions)
     return summary
 
 
 def _print_table(
     rows: dict[str, dict[str, list[RegionStatistics]]], summaries: dict[str, dict[str, float]]
 ) -> None:
-    for quantity, _ in _QUANTITIES:
+    for quantity, _ in QUANTITIES:
         click.echo(
             f"\n{quantity} in ms     truth    low-rank: mean ± SD  bias %         INR: mean ± SD  bias %"
         )
@@ -149,7 +154,7 @@ def _draw(maps: dict[str, Maps], truth: Truth, path: Path) -> None:
     inside = np.nonzero(truth.mask[z])
     box = tuple(slice(max(0, int(i.min()) - 6), int(i.max()) + 7) for i in inside)
     figure, axes = plt.subplots(2, 5, figsize=(16, 6.6), layout="constrained")
-    for row, (quantity, name) in enumerate(_QUANTITIES):
+    for row, (quantity, name) in enumerate(QUANTITIES):
         known = getattr(truth, name)[z][box]
         in_regions = getattr(truth, f"roi_{name}")
         top = (

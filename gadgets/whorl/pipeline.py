@@ -184,11 +184,10 @@ class _Scan:
             return
         buffer = self._slices.get(number)
         if buffer is None:
-            settings = self._settings
             buffer = SliceBuffer(
                 readout,
                 self._whitening,
-                settings.virtual_coils,
+                self._settings.virtual_coils,
                 self._device,
                 keep_held=self._hold_out,
             )

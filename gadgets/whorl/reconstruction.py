@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,12 +28,12 @@ from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.recon import methods
 from whorl.recon.calibration import regress_interleaves
-from whorl.recon.corrected import Start, advance, begin, corrected_start, joint_phase, refine
+from whorl.recon.corrected import Start, advance, corrected_start, corrected_starts, joint_phase
 from whorl.recon.heldout import held_out_error, without
 from whorl.recon.inr import DeadlinePassed, InrFit, Watch, fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
-from whorl.recon.normal import GramNormal, make_normal
+from whorl.recon.normal import GramNormal, is_real, make_normal
 from whorl.recon.slicedata import Estimate, SliceData
 from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
 from whorl.scan.failure import ScanError
@@ -106,7 +105,6 @@ class SliceResult:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     diagnostics: dict[str, float | str] = field(default_factory=dict)
-    refit: Callable[[Watch], InrFit] | None = None
     inside: Inside | None = None
 
     def remark(self, status: str, note: str) -> None:
@@ -205,7 +203,7 @@ def reconstruct_slice(
     if not has_signal(kspace, encoding):
         result.remark("degraded", "the slice has no signal, its maps are zero")
         return result
-    images, mask = subspace_images(kspace, encoding, dictionary, settings, deadline, result, clock)
+    images, mask, refit = subspace_images(kspace, encoding, dictionary, settings, deadline, result, clock)
     if not bool(mask.any()):
         result.remark("degraded", "no object stands out of the slice, its maps are zero")
         return result
@@ -227,7 +225,7 @@ def reconstruct_slice(
     result.maps = to_maps(images)
     clock.lap("match")
     result.seconds = clock.seconds
-    result.inside = Inside(images, mask, to_maps, result.refit)
+    result.inside = Inside(images, mask, to_maps, refit)
     return result
 
 
@@ -252,19 +250,23 @@ def subspace_images(
     deadline: float | None,
     result: SliceResult,
     clock: _Clock,
-) -> tuple[Tensor, Tensor]:
-    """Subspace images `(K, Y, X)` and the object's mask `(Y, X)`; a fall-back is remarked in `result`."""
+) -> tuple[Tensor, Tensor, Callable[[Watch], InrFit] | None]:
+    """Subspace images `(K, Y, X)`, the object's mask `(Y, X)`, and what repeats the fit of an INR.
+
+    A fall-back is remarked in `result`.
+    """
     held = None if settings.method == "lowrank" else kspace.held
     bins, gram = kspace.bins, kspace.gram
     if held is not None:
         bins, gram = without(bins, gram, held, dictionary.basis)
     energies = dictionary.coefficients.abs().square().sum(0)
     energies = energies / energies[0]
-    plain = replace(settings, normal="gram")  # what applies no normal operator needs no kernel
-    needless = settings.method == "lowrank" or (
+    # What applies no normal operator needs no kernel.
+    unused = settings.method == "lowrank" or (
         settings.method == "inr" and (settings.start, settings.head) == ("adjoint", "image")
     )
-    data, mask = slice_data(bins, gram, encoding, energies, plain if needless else settings)
+    form = "gram" if unused else settings.normal
+    data, mask = slice_data(bins, gram, encoding, energies, form, settings.nufft)
     # What is not to be judged is made of all readouts.
     whole = data
     if held is not None:
@@ -273,7 +275,8 @@ def subspace_images(
         whole = replace(data, coil_images=coil_images, normal=normal)
     clock.lap("adjoint")
     if settings.method == "lowrank" or not bool(mask.any()):
-        return methods.lowrank(whole).coefficients, mask
+        return methods.lowrank(whole).coefficients, mask, None
+    refit = None
     try:
         if settings.method == "llr":
             estimate = methods.llr(
@@ -293,11 +296,11 @@ def subspace_images(
         else:
             estimate = _inr(data, settings, deadline, clock)
         images = estimate.coefficients
-        if not bool(torch.isfinite(torch.view_as_real(images) if images.is_complex() else images).all()):
+        if not bool(torch.isfinite(images).all()):
             raise FloatingPointError("its images are not finite")
         for status, note in estimate.remarks:
             result.remark(status, note)
-        result.diagnostics, result.refit = estimate.diagnostics, estimate.refit
+        result.diagnostics, refit = estimate.diagnostics, estimate.refit
     except Exception as error:
         # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
         late = isinstance(error, DeadlinePassed)
@@ -307,14 +310,14 @@ def subspace_images(
         result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
         result.method = "lowrank"
         if held is not None:  # with coil maps of all readouts, as if it had been asked for
-            whole, mask = slice_data(kspace.bins, kspace.gram, encoding, energies, plain)
+            whole, mask = slice_data(kspace.bins, kspace.gram, encoding, energies, "gram", settings.nufft)
         images = methods.lowrank(whole).coefficients
     clock.lap("fit")
-    return images, mask
+    return images, mask, refit
 
 
 def slice_data(
-    bins: Tensor, gram: Tensor, encoding: Encoding, energies: Tensor, settings: Settings
+    bins: Tensor, gram: Tensor, encoding: Encoding, energies: Tensor, form: str, backend: str
 ) -> tuple[SliceData, Tensor]:
     """What each method starts from, and the object's mask `(Y, X)` (that of the data is wider).
 
@@ -324,6 +327,8 @@ def slice_data(
         `(I, K, C, S)` and `(I, K, K)`, of `SubspaceKspace`.
     energies
         `(K,)` in the dictionary, relative to the first.
+    form, backend
+        Of the normal operator, and the NUFFT for its kernel; see `whorl.recon.normal.make_normal`.
     """
     coil_images = adjoint_coil_images(bins, encoding.dcf, encoding.nufft)  # (K, C, Y, X)
     told_apart = regress_interleaves(bins, gram, energies)
@@ -332,12 +337,11 @@ def slice_data(
     calibrated = combine(clean, csm)
     mask = object_mask(calibrated, energies)
     around = widen(mask, 2)
-    form = settings.normal if bool(mask.any()) else "gram"
+    form = form if bool(mask.any()) else "gram"
     normal = make_normal(
-        gram, encoding.dcf, csm, encoding.points, encoding.nufft, around, form=form, backend=settings.nufft
+        gram, encoding.dcf, csm, encoding.points, encoding.nufft, around, form=form, backend=backend
     )
-    real = not (gram.is_complex() and bool(gram.imag.any()))
-    return SliceData(coil_images, normal, calibrated, around, energies, real), mask
+    return SliceData(coil_images, normal, calibrated, around, energies, is_real(gram)), mask
 
 
 class Judge:
@@ -464,7 +468,7 @@ def _tuned_inr(
         Without and with the readouts that are held out.
     """
     presets = _presets(settings)
-    starts = _starts(data, sorted({preset.steps for preset in presets.values()}))
+    starts = corrected_starts(data, sorted({preset.steps for preset in presets.values()}))
     last = starts[max(starts)]
     error = judge.error(last.images, last.data.normal.csm)
     plain = judge.error(data.x0 * data.mask, data.normal.csm, scaled=True)
@@ -477,7 +481,7 @@ def _tuned_inr(
         start = None
     if start is None:
         fit = _fit_alone(whole, presets[USUAL], settings, deadline)
-        refit = partial(_fit, whole, presets["normal"], settings, None)
+        refit = partial(_fit, whole, presets[USUAL], settings, None)
         return Estimate(fit.coefficients, diagnostics, remarks, refit)
 
     until = clock.began + settings.tuning_budget_s
@@ -506,19 +510,6 @@ def _tuned_inr(
     images, doubts = methods.plain_where_doubtful(images, taken.start, start.data.x0)
     refit = partial(_fit, taken.start, presets[taken.name], settings, None)
     return Estimate(images, diagnostics, remarks + doubts, refit)
-
-
-def _starts(data: SliceData, steps: list[int]) -> dict[int, Start]:
-    """Corrected starts by number of steps (ascending), each from the one before; refined after the first."""
-    if len(steps) == 1:
-        return {steps[0]: corrected_start(data, steps=steps[0])}
-    start = advance(begin(data), steps[0])
-    starts = {steps[0]: start}
-    start = refine(start)
-    for before, goal in pairwise(steps):
-        start = advance(start, goal - before)
-        starts[goal] = start
-    return starts
 
 
 def _known_b1(

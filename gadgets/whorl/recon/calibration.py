@@ -1,11 +1,10 @@
 """Calibration: images in which the order of the interleaves leaves little trace, for coils, mask and phase.
 
 An order that repeats slowly (sequential) gives each interleaf a share of the train of its own, and x0 bright
-side lobes: 13 to 16 % of an error in coil maps that are made of it (simulated, rms), and a wrong phase. But
-the coefficients can be told apart within each interleaf: ``F x`` of interleaf i, given its sum ``b_i = G_i
-F x + noise``, is ``(I G_i + μ diag(1/e))⁻¹ b_i`` for independent coefficients of energy e. Strong ones come
-out as from full sampling, weak ones shrink, which biases maps but no calibration: the coil maps then err by
-3 to 5 %.
+side lobes: coil maps and phase that are made of it are wrong. But the coefficients can be told apart within
+each interleaf: ``F x`` of interleaf i, given its sum ``b_i = G_i F x + noise``, is
+``(I G_i + μ diag(1/e))⁻¹ b_i`` for independent coefficients of energy e. Strong ones come out as from full
+sampling, weak ones shrink, which biases maps but no calibration.
 
 Letters: K coefficients, C coils, I interleaves, S samples.
 """

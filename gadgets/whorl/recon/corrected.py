@@ -12,8 +12,9 @@ Letters: K coefficients, C coils, Y X pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -147,6 +148,22 @@ def imaginary_around(start: Start) -> Tensor:
     return share
 
 
+def corrected_starts(data: SliceData, steps: Sequence[int]) -> dict[int, Start]:
+    """Corrected starts by number of steps (ascending), each going on from the one before.
+
+    Coil maps and phase are refined after the first of several, or after half of the steps of a single one.
+    """
+    stages = [steps[0] // 2, *steps] if len(steps) == 1 and steps[0] > 1 else list(steps)
+    start = advance(begin(data), stages[0])
+    starts = {stages[0]: start}
+    if len(stages) > 1:
+        start = refine(start)
+    for before, goal in pairwise(stages):
+        start = advance(start, goal - before)
+        starts[goal] = start
+    return starts
+
+
 def corrected_start(data: SliceData, *, steps: int = 8) -> Start:
     """Real coefficients and their joint phase.
 
@@ -160,7 +177,4 @@ def corrected_start(data: SliceData, *, steps: int = 8) -> Start:
     Derivation in the head of this module; joint real subspace: Zhao et al., Magn Reson Med 79:933
     (2018), doi:10.1002/mrm.26701 (low-rank modelling of MRF), with the phase taken out first.
     """
-    start = begin(data)
-    if steps < 2:
-        return advance(start, steps)
-    return advance(refine(advance(start, steps // 2)), steps - steps // 2)
+    return corrected_starts(data, [steps])[steps]

@@ -214,7 +214,7 @@ def locally_low_rank(
             raise DeadlinePassed(f"the low-rank reconstruction was at {done} when its time was over")
 
     right = inside * (x0 if phase is None else (phase.conj() * x0).real)
-    if not bool(torch.isfinite(torch.view_as_real(x0)).all()):
+    if not bool(torch.isfinite(x0).all()):
         raise FloatingPointError("the images to start from are not finite")
     shape = (right.shape[1], right.shape[2])
     generator = torch.Generator().manual_seed(seed)
@@ -249,6 +249,6 @@ def locally_low_rank(
         before, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum * momentum)) / 2
         extrapolated = (before - 1) / momentum
         y = x + extrapolated * (x - previous)
-    if not bool(torch.isfinite(torch.view_as_real(x) if x.is_complex() else x).all()):
+    if not bool(torch.isfinite(x).all()):
         raise FloatingPointError("the low-rank reconstruction diverged: its images are not finite")
     return LlrFit(x, tuple(torch.stack(losses).tolist()), step)

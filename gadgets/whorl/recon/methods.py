@@ -46,7 +46,8 @@ def llr(
     Parameters: see `whorl.recon.llr.locally_low_rank`.
     """
     phase = joint_phase(data.calibrated, data.energies)
-    why = _no_common_phase(data, phase)
+    share = _share(data, phase)
+    why = _no_common_phase(data, share)
     fitted = locally_low_rank(
         data.x0,
         data.normal,
@@ -60,7 +61,7 @@ def llr(
     )
     remarks = (("fallback", f"{why}: complex coefficients"),) if why else ()
     diagnostics: dict[str, float | str] = {
-        "imaginary_share": _share(data, phase),
+        "imaginary_share": share,
         "objective": fitted.losses[-1],
     }
     return Estimate(fitted.coefficients, diagnostics, remarks)
@@ -107,16 +108,12 @@ def image_head(features: Tensor, images: Tensor, ridge: float) -> Tensor:
 
 def trusted(start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
     """The start, or ``None`` and why not: no common phase, or steps that did not converge."""
-    why = ""
     if not bool(torch.isfinite(start.z).all()):
         why = "the corrected start is not finite"
-    elif not (why := _no_common_phase(start.data, start.phase)) and start.residual is not None:
-        left = float(start.residual)
-        why = (
-            ""
-            if left < _UNSOLVED
-            else f"the corrected start did not converge ({left:.0%} of the energy is left)"
-        )
+    else:
+        why = _no_common_phase(start.data, _share(start.data, start.phase))
+    if not why and start.residual is not None and not float(start.residual) < _UNSOLVED:
+        why = f"the corrected start did not converge ({float(start.residual):.0%} of the energy is left)"
     if why:
         return None, (("fallback", f"{why}: the INR was fitted to x0"),)
     return start, ()
@@ -128,11 +125,10 @@ def _share(data: SliceData, phase: Tensor) -> float:
     return imaginary_share(weighted, phase, data.mask)
 
 
-def _no_common_phase(data: SliceData, phase: Tensor) -> str:
-    """Why the coefficients cannot be taken as real; empty if they can."""
+def _no_common_phase(data: SliceData, share: float) -> str:
+    """Why the coefficients cannot be taken as real, given the `_share` that is left; empty if they can."""
     if not data.real_basis:
         return "the basis is complex (RF phases that step by other than 180°)"
-    share = _share(data, phase)
     if not math.isfinite(share):
         return "the corrected start is not finite"
     return "" if share < _IMAGINARY else f"no common phase ({share:.0%} of the energy is left over)"

@@ -33,6 +33,11 @@ class Normal(Protocol):
         """The same encoding with other sensitivities `(C, Y, X)`."""
 
 
+def is_real(gram: Tensor) -> bool:
+    """Whether Gram matrices `(I, K, K)` are those of a real basis."""
+    return not (gram.is_complex() and bool(gram.imag.any()))
+
+
 class GramNormal:
     """All readouts of an interleaf lie at the same places, so what the train does to the coefficients
     there is one K×K matrix, ``G_i = Σ_t conj(u_t) u_tᵀ`` over its timepoints, between a forward and
@@ -118,7 +123,7 @@ class ToeplitzNormal:
         *,
         backend: str = "auto",
     ) -> None:
-        if gram.is_complex() and bool(gram.imag.any()):
+        if not is_real(gram):
             raise ValueError("the Gram matrices are complex: the Toeplitz form needs a real basis")
         self.csm = csm
         self._box = box
@@ -198,6 +203,6 @@ def make_normal(
         points = 4 * (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
         small = points <= 2 * dcf.numel() and 4 * points * gram.shape[1] ** 2 <= _LARGEST_KERNEL
         form = "toeplitz" if small else "gram"
-    if form == "toeplitz" and not (gram.is_complex() and bool(gram.imag.any())):
+    if form == "toeplitz" and is_real(gram):
         return ToeplitzNormal(gram, dcf, csm, trajectory, box_around(mask), backend=backend)
     return GramNormal(gram, dcf, csm, nufft)
