@@ -284,3 +284,45 @@ def test_settings_of_the_methods_have_their_range(name: str, value: object, says
 
 def test_a_finest_resolution_of_zero_contradicts_no_base() -> None:
     assert Settings.from_properties({"base_resolution": 64}).finest_resolution == 0
+
+
+# --- True or false -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [True, 1, "true", "True", " TRUE ", "1", "yes", "On"])
+def test_true_in_each_way(value: object) -> None:
+    assert Settings.from_properties({"error_image": value}).error_image is True
+
+
+@pytest.mark.parametrize("value", [False, 0, "false", "False", "0", "NO", "off"])
+def test_false_in_each_way(value: object) -> None:
+    assert Settings.from_properties({"error_image": value}).error_image is False
+
+
+def test_true_and_false_from_xml_and_json() -> None:
+    xml = '<configuration><property name="error_image" value="true"/></configuration>'
+    assert Settings.from_properties(properties_from_xml(xml)).error_image is True
+    for value in (True, "True"):
+        text = json.dumps({"parameters": {"error_image": value}})
+        # It names no file, so the network may set it.
+        assert Settings.from_properties(properties_from_json(text), paths=False).error_image is True
+
+
+@pytest.mark.parametrize("value", ["", "maybe", 2, -1, "10"])
+def test_neither_true_nor_false(value: object) -> None:
+    with pytest.raises(SettingsError, match=f'"error_image" is "{value}": expected true or false'):
+        Settings.from_properties({"error_image": value})
+
+
+def test_the_spool_is_the_business_of_whoever_starts_the_program() -> None:
+    own: dict[str, object] = {"spool": "/scans", "spool_scans": 3, "spool_mb": "100"}
+    settings = Settings.from_properties(own)
+    assert (settings.spool, settings.spool_scans, settings.spool_mb) == ("/scans", 3, 100)
+    for name, value in own.items():
+        with pytest.raises(SettingsError, match=f'property "{name}" .* not taken from the network'):
+            Settings.from_properties({name: value}, paths=False)
+    for name in ("spool_scans", "spool_mb"):
+        with pytest.raises(SettingsError, match="expected at least 1"):
+            Settings.from_properties({name: 0})
+    # None of them changes a map.
+    assert Settings.from_properties({**own, "error_image": True}).digest() == Settings().digest()

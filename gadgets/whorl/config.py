@@ -59,6 +59,21 @@ class Settings:
     deadline_s: float = _setting(
         0.0, "time for one slice after its last readout; then its low-rank maps are sent; 0: none", low=0
     )
+    error_image: bool = _setting(
+        False, "a readable status image if nothing else can be sent", changes_maps=False
+    )
+
+    # What is kept of the stream
+    spool: str = _setting(
+        "",
+        "folder in which the raw stream of each scan is kept while it arrives",
+        path=True,
+        changes_maps=False,
+    )
+    spool_scans: int = _setting(
+        20, "scans kept there, the oldest are removed", low=1, path=True, changes_maps=False
+    )
+    spool_mb: int = _setting(20480, "size of that folder in MiB", low=1, path=True, changes_maps=False)
 
     # What was scanned, where the stream does not say it or says it wrongly
     sequence: str = _setting("", "CSV file with the train: columns flip_deg,tr_ms,te_ms", path=True)
@@ -315,6 +330,13 @@ class Settings:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+#: What is read as true or false, in any case.
+_TRUTH = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+
+
 def _coerce(name: str, value: object, hint: Any, low: float | None, high: float | None) -> Any:
     """Read one value as the type of its field; `ValueError` in the operator's words."""
     choices = typing.get_args(hint)
@@ -328,6 +350,11 @@ def _coerce(name: str, value: object, hint: Any, low: float | None, high: float 
         return match
     if hint is str:
         return text
+    if hint is bool:
+        truth = _TRUTH.get(text.lower())
+        if truth is None:
+            raise SettingsError(f'property "{name}" is "{text}": expected true or false')
+        return truth
     try:
         number = _whole(text) if hint is int else float(text)
     except ValueError as error:
