@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
-from scan_edit import Scan
+from scan_edit import Result, Scan
 from whorl.scan.failure import ScanError
 from whorl.scan.header import read_header
 
@@ -48,3 +50,61 @@ def test_a_header_without_encoding(scan: Scan) -> None:
     start, end = scan.header.index(b"<encoding>"), scan.header.index(b"</encoding>") + len(b"</encoding>")
     with pytest.raises(ScanError):
         read_header(scan.header[:start] + scan.header[end:])
+
+
+def test_a_header_without_limits_announces_nothing(scan: Scan) -> None:
+    header = read_header(scan.limit("slice", None).limit("repetition", None).header)
+    assert (header.n_timepoints_announced, header.n_slices_announced) == (1, 0)
+
+
+_PRIVATE = "Mueller"
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        f"<subjectInformation><patientName>{_PRIVATE}</patientName>"
+        f"<patientBirthdate>{_PRIVATE} 1.1.1970</patientBirthdate></subjectInformation>",
+        f"<subjectInformation><patientID>{_PRIVATE}</patientID><patientWeight_kg>{_PRIVATE}</patientWeight_kg>"
+        f"<{_PRIVATE}>{_PRIVATE}</{_PRIVATE}></subjectInformation>",
+        f"<studyInformation><studyDate>{_PRIVATE}</studyDate><unknown>{_PRIVATE}</unknown></studyInformation>",
+        f"<userParameters><userParameterLong><name>a</name><value>{_PRIVATE}</value></userParameterLong>"
+        f"</userParameters><{_PRIVATE}/>",
+    ],
+    ids=["birth date", "unknown element", "study", "user parameters"],
+)
+def test_whom_the_header_names_is_not_read(
+    scan: Scan, untouched: Result, element: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scan.header = scan.header.replace(b"<encoding>", element.encode() + b"<encoding>", 1)
+    with warnings.catch_warnings(record=True) as warned, caplog.at_level("DEBUG"):
+        warnings.simplefilter("always")
+        result = scan.run()
+    assert result.outcome == untouched.outcome
+    assert not warned
+    assert _PRIVATE not in result.said + caplog.text
+    assert not any(_PRIVATE in image.attribute_string for image in result.images)
+
+
+@pytest.mark.parametrize("place", [b"<matrixSize>", b"<TR>", b"</encoding>"])
+def test_what_is_wrong_elsewhere_names_nobody(scan: Scan, place: bytes) -> None:
+    private = f"<subjectInformation><patientName>{_PRIVATE}</patientName></subjectInformation>"
+    broken = scan.header.replace(b"<encoding>", private.encode() + b"<encoding>", 1)
+    with pytest.raises(ScanError) as caught:
+        read_header(broken.replace(place, b"<odd/>" + place, 1).replace(b"</ismrmrdHeader>", b""))
+    assert _PRIVATE not in str(caught.value)
+    with pytest.raises(ScanError, match="cannot be read") as caught:
+        read_header(broken.replace(place, b"<odd/>" + place, 1))
+    assert _PRIVATE not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"<TI>", b"<TI>soon</TI><TI>"), (b"<maximum>119</maximum>", b"<maximum>many</maximum>")],
+    ids=["list", "limit"],
+)
+def test_what_is_no_number_is_said(scan: Scan, old: bytes, new: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the XML binding, which leaves the text as it is
+        with pytest.raises(ScanError, match="cannot be read: expected"):
+            read_header(scan.header.replace(old, new))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 import ismrmrd
 
 from whorl.scan.failure import ScanError
+
+#: Elements that a reconstruction reads, and one that the binding asks for. The others are not even bound:
+#: what is wrong with them, or whom they name, must neither stop a scan nor turn up in a text.
+_BOUND = ("experimentalConditions", "encoding", "sequenceParameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Header:
     """The part of an MRD header that a reconstruction needs; lists are empty where the header has none.
 
     `n_timepoints_announced` is the largest of the repetition, contrast and set limits plus one,
-    `n_slices_announced` the slice limit plus one.
+    `n_slices_announced` the slice limit plus one, or 0 if the header has none.
     """
 
     encoded: Space
@@ -55,11 +60,14 @@ def read_header(xml: bytes | str) -> Header:
     if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
         raise ScanError("the MRD header declares a document type or entities, which are not accepted")
     try:
-        document = ismrmrd.xsd.CreateFromDocument(raw)
+        root = ET.fromstring(raw)
+        protocol_name = root.findtext("{*}measurementInformation/{*}protocolName", "").strip()
+        for element in [e for e in root if e.tag.rpartition("}")[2] not in _BOUND]:
+            root.remove(element)
+        document = ismrmrd.xsd.CreateFromDocument(ET.tostring(root))
     except Exception as error:  # whatever the XML binding raises, the operator needs one sentence
-        raise ScanError(
-            f"the MRD header cannot be read: {str(error).splitlines()[0] or type(error).__name__}"
-        ) from error
+        what = str(error).splitlines() or [type(error).__name__]
+        raise ScanError(f"the MRD header cannot be read: {what[0]}") from error
     encodings = list(getattr(document, "encoding", None) or [])
     if not encodings:
         raise ScanError("the MRD header has no encoding: matrix and field of view are not known")
@@ -68,13 +76,20 @@ def read_header(xml: bytes | str) -> Header:
     sequence = document.sequenceParameters
 
     def values(name: str) -> tuple[float, ...]:
-        return tuple(float(v) for v in (getattr(sequence, name, None) or []))
+        try:
+            return tuple(float(v) for v in (getattr(sequence, name, None) or []))
+        except (TypeError, ValueError) as error:
+            raise ScanError(f"{name} of the MRD header cannot be read: expected numbers") from error
 
     def announced(name: str) -> int:
         limit = getattr(encoding.encodingLimits, name, None)
-        return 1 if limit is None or limit.maximum is None else int(limit.maximum) + 1
+        try:
+            return 0 if limit is None or limit.maximum is None else int(limit.maximum) + 1
+        except (TypeError, ValueError) as error:
+            raise ScanError(
+                f"the limit {name} of the MRD header cannot be read: expected a number"
+            ) from error
 
-    measurement = document.measurementInformation
     return Header(
         encoded=_space(encoding.encodedSpace, "encodedSpace"),
         recon=_space(encoding.reconSpace, "reconSpace"),
@@ -82,9 +97,9 @@ def read_header(xml: bytes | str) -> Header:
         tr_ms=values("TR"),
         te_ms=values("TE"),
         ti_ms=values("TI"),
-        n_timepoints_announced=max(announced(name) for name in ("repetition", "contrast", "set")),
+        n_timepoints_announced=max(1, *(announced(name) for name in ("repetition", "contrast", "set"))),
         n_slices_announced=announced("slice"),
-        protocol_name=str(getattr(measurement, "protocolName", None) or ""),
+        protocol_name=protocol_name,
     )
 
 
