@@ -86,7 +86,7 @@ def test_too_few_readouts_are_exit_code_1(scan: Scan, tmp_path: Path) -> None:
     target = tmp_path / "maps.h5"
     result = whorl("replay", scan.write(tmp_path / "scan.h5"), "-o", target, *_FAST)
     assert result.exit_code == 1
-    assert "whorl: 80 of 120 timepoints arrived, expected at least 90%" in result.output
+    assert "ERR 80 of 120 timepoints arrived, expected at least 90%" in result.output
     assert not target.exists()
 
 

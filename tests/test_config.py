@@ -118,9 +118,9 @@ def test_long_times_are_fine_as_floats() -> None:
 
 
 def test_files_are_not_named_over_a_network() -> None:
-    with pytest.raises(SettingsError, match="names a file"):
-        Settings.from_properties({"sequence": "/etc/passwd"}, paths=False)
-    assert Settings.from_properties({"sequence": ""}, paths=False).sequence == ""
+    with pytest.raises(SettingsError, match="not taken from the network"):
+        Settings.from_properties({"sequence": "/etc/passwd"}, local=False)
+    assert Settings.from_properties({"sequence": ""}, local=False).sequence == ""
     assert Settings.from_properties({"sequence": "train.csv"}).sequence == "train.csv"
 
 
@@ -220,10 +220,12 @@ def test_the_digest_knows_what_changes_maps() -> None:
 
 @pytest.mark.parametrize("name", ["sequence", "rf_shape", "b1_map", "cache_dir"])
 def test_no_file_is_taken_from_the_network(name: str) -> None:
-    with pytest.raises(SettingsError, match="names a file, which is not taken from the network"):
-        Settings.from_properties({name: "/etc/passwd"}, paths=False)
-    with pytest.raises(SettingsError, match="concerns files and is not taken from the network"):
-        Settings.from_properties({"cache_mb": 1}, paths=False)
+    with pytest.raises(
+        SettingsError, match="concerns the machine that reconstructs and is not taken from the network"
+    ):
+        Settings.from_properties({name: "/etc/passwd"}, local=False)
+    with pytest.raises(SettingsError, match="not taken from the network"):
+        Settings.from_properties({"cache_mb": 1}, local=False)
 
 
 # --- Presets ---------------------------------------------------------------------------------------------
@@ -305,7 +307,7 @@ def test_true_and_false_from_xml_and_json() -> None:
     for value in (True, "True"):
         text = json.dumps({"parameters": {"error_image": value}})
         # It names no file, so the network may set it.
-        assert Settings.from_properties(properties_from_json(text), paths=False).error_image is True
+        assert Settings.from_properties(properties_from_json(text), local=False).error_image is True
 
 
 @pytest.mark.parametrize("value", ["", "maybe", 2, -1, "10"])
@@ -320,7 +322,7 @@ def test_the_spool_is_the_business_of_whoever_starts_the_program() -> None:
     assert (settings.spool, settings.spool_scans, settings.spool_mb) == ("/scans", 3, 100)
     for name, value in own.items():
         with pytest.raises(SettingsError, match=f'property "{name}" .* not taken from the network'):
-            Settings.from_properties({name: value}, paths=False)
+            Settings.from_properties({name: value}, local=False)
     for name in ("spool_scans", "spool_mb"):
         with pytest.raises(SettingsError, match="expected at least 1"):
             Settings.from_properties({name: 0})

@@ -7,6 +7,7 @@ degraded, a fall-back, or missing.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,13 +36,19 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__)
 @click.option("-v", "--verbose", is_flag=True, help="Log each event.")
-def main(verbose: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="Log lines for people or programs.",
+)
+def main(verbose: bool, log_format: str) -> None:
     """T1 and T2 maps from spiral MR Fingerprinting, while the scan arrives. Research use only."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    from whorl import logs
+
+    logs.configure(logging.DEBUG if verbose else logging.WARNING, log_format)
+    for name in ("numba", "matplotlib", "h5py", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _properties(config: Path | None, assignments: tuple[str, ...]) -> dict[str, object]:
@@ -74,14 +81,52 @@ _assign = click.option(
 @_config
 @_assign
 @click.option("--max-scans", default=4, type=click.IntRange(1, 64), help="Scans at the same time.")
-def serve(host: str, port: int, config: Path | None, assignments: tuple[str, ...], max_scans: int) -> None:
+@click.option("--grace", default=8.0, metavar="S", help="When stopped: time in which scans may still end.")
+@click.option("--log-patient", is_flag=True, help="Name each scan's patient in the log.")
+def serve(
+    host: str,
+    port: int,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    max_scans: int,
+    grace: float,
+    log_patient: bool,
+) -> None:
     """Serve MRD streams: clients, FIRE, and Gadgetron's <connect>."""
     from whorl.doors.server import Server
 
-    logging.getLogger("whorl").setLevel(logging.INFO)
+    logging.getLogger("whorl").setLevel(min(logging.INFO, logging.getLogger().level))
     properties = _properties(config, assignments)
     Settings.from_properties(properties)  # a mistake here shall not wait for the first scan
-    Server(host, port, properties, max_scans=max_scans).serve_forever()
+    server = Server(host, port, properties, max_scans=max_scans, grace_s=grace, log_patient=log_patient)
+    if not server.serve_forever():
+        # Slices that nobody waits for any more would keep the process until they are ready.
+        sys.stderr.flush()
+        os._exit(1)
+
+
+@main.command()
+@_config
+@_assign
+def stream(config: Path | None, assignments: tuple[str, ...]) -> None:
+    """Reconstruct an MRD stream (version 1 or 2) from stdin and write the images to stdout.
+
+    Texts go to stderr. If nothing could be reconstructed stdout stays empty.
+    """
+    from whorl.doors.pipes import run
+
+    if sys.stdin.isatty() or sys.stdout.isatty():
+        raise click.UsageError(
+            "expected pipes: ismrmrd_hdf5_to_stream … | whorl stream | ismrmrd_stream_to_hdf5 …"
+        )
+    properties = _properties(config, assignments)
+    Settings.from_properties(properties)
+    # Whatever else is printed, by whichever library, must not get into the stream.
+    target = os.dup(1)
+    os.dup2(2, 1)
+    from whorl.pipeline import reconstruct_scan
+
+    sys.exit(run(0, target, properties, reconstruct_scan, _say))
 
 
 @main.command()
@@ -93,19 +138,17 @@ def serve(host: str, port: int, config: Path | None, assignments: tuple[str, ...
 def replay(
     scan: Path, output: Path, config: Path | None, assignments: tuple[str, ...], address: str | None
 ) -> None:
-    """Reconstruct a recorded scan, in this process or through a running server."""
-    from whorl.doors.files import ResultFile, read_header, read_readouts
+    """Reconstruct a recorded scan, in this process or through a running server.
+
+    SCAN is an MRD file (HDF5), or a stream as it was kept by the property spool; with the properties that
+    were recorded with it, unless -C gives others.
+    """
+    from whorl.doors.files import ResultFile, read_header
 
     if output.resolve() == scan.resolve():
         raise click.UsageError(f"{output} is the scan itself: the images need a file of their own")
     if address is None:
-        settings = Settings.from_properties(_properties(config, assignments))
-        header = read_header(scan)
-        from whorl.pipeline import reconstruct_scan
-
-        with ResultFile(output, header) as result:
-            outcome = reconstruct_scan(header, read_readouts(scan), settings, result.append, _say)
-        delivered, code = outcome.delivered, outcome.exit_code
+        delivered, code = _replay_here(scan, output, config, assignments)
     else:
         from whorl.doors.client import send_file
 
@@ -130,9 +173,26 @@ def replay(
         delivered, code = len(received.images), received.exit_code
     if delivered:
         click.echo(f"{delivered} images in {output}")
-    else:
+    if code == 1:
         click.echo("whorl: nothing was delivered", err=True)
     sys.exit(code)
+
+
+def _replay_here(
+    scan: Path, output: Path, config: Path | None, assignments: tuple[str, ...]
+) -> tuple[int, int]:
+    """Images written, and the exit code."""
+    from whorl.doors import session
+    from whorl.doors.files import ResultFile, open_scan
+    from whorl.doors.receivers import File
+    from whorl.pipeline import reconstruct_scan
+
+    properties = _properties(config, assignments)
+    Settings.from_properties(properties)
+    operator = session.Operator(properties, "replaced" if config else "recorded")
+    with open_scan(scan) as source, ResultFile(output, source.opening.header.rstrip(b"\0")) as result:
+        code = session.run_scan(source, File(result, _say), operator, reconstruct_scan)
+        return result.n_images, code
 
 
 def _say(level: str, text: str) -> None:

@@ -26,10 +26,10 @@ def _setting(
     *,
     low: float | None = None,
     high: float | None = None,
-    path: bool = False,
+    local: bool = False,
     changes_maps: bool = True,
 ) -> Any:
-    metadata = {"text": text, "low": low, "high": high, "path": path, "changes_maps": changes_maps}
+    metadata = {"text": text, "low": low, "high": high, "local": local, "changes_maps": changes_maps}
     return field(default=default, metadata=metadata)
 
 
@@ -63,20 +63,26 @@ class Settings:
         False, "a readable status image if nothing else can be sent", changes_maps=False
     )
 
-    # What is kept of the stream
+    # The stream
+    idle_timeout_s: float = _setting(
+        600.0, "longest silence of a sender within a scan", low=0.1, local=True, changes_maps=False
+    )
+    scan_timeout_s: float = _setting(
+        14400.0, "longest time of a scan from its header to its end", low=0.1, local=True, changes_maps=False
+    )
     spool: str = _setting(
         "",
         "folder in which the raw stream of each scan is kept while it arrives",
-        path=True,
+        local=True,
         changes_maps=False,
     )
     spool_scans: int = _setting(
-        20, "scans kept there, the oldest are removed", low=1, path=True, changes_maps=False
+        20, "scans kept there, the oldest are removed", low=1, local=True, changes_maps=False
     )
-    spool_mb: int = _setting(20480, "size of that folder in MiB", low=1, path=True, changes_maps=False)
+    spool_mb: int = _setting(20480, "size of that folder in MiB", low=1, local=True, changes_maps=False)
 
     # What was scanned, where the stream does not say it or says it wrongly
-    sequence: str = _setting("", "CSV file with the train: columns flip_deg,tr_ms,te_ms", path=True)
+    sequence: str = _setting("", "CSV file with the train: columns flip_deg,tr_ms,te_ms", local=True)
     inversion_time_ms: float = _setting(-1.0, "inversion delay; 0: no inversion; -1: from the header", low=-1)
     timepoint: Literal["auto", "user_int", "repetition", "contrast", "set", "arrival"] = _setting(
         "auto", "counter that numbers the timepoints"
@@ -118,7 +124,7 @@ class Settings:
         "",
         "text file with the excitation pulse, instead of slice_profile: amplitude and perhaps phase in "
         "degrees in each line",
-        path=True,
+        local=True,
     )
     time_bandwidth: float = _setting(
         4.0, "duration times bandwidth of the pulse (sinc, rf_shape)", low=0.5, high=100
@@ -136,7 +142,7 @@ class Settings:
         "",
         "file with the relative transmit field (1: as planned) on the field of view: .npy or .npz (b1), "
         "(slices, y, x) or (y, x)",
-        path=True,
+        local=True,
     )
     b1_min: float = _setting(0.7, "smallest B1 of the dictionary, where it has this axis", low=0.1, high=3)
     b1_max: float = _setting(1.3, "largest B1 of the dictionary, where it has this axis", low=0.1, high=3)
@@ -146,11 +152,11 @@ class Settings:
     cache_dir: str = _setting(
         "",
         "folder in which dictionaries are kept; empty: the user's cache folder",
-        path=True,
+        local=True,
         changes_maps=False,
     )
     cache_mb: int = _setting(
-        512, "size of that folder in MiB; 0: nothing is kept", low=0, path=True, changes_maps=False
+        512, "size of that folder in MiB; 0: nothing is kept", low=0, local=True, changes_maps=False
     )
 
     # k-space
@@ -215,15 +221,15 @@ class Settings:
     llr_iterations: int = _setting(15, "iterations of llr", low=1, high=1000)
 
     @classmethod
-    def from_properties(cls, properties: Mapping[str, object], *, paths: bool = True) -> Settings:
+    def from_properties(cls, properties: Mapping[str, object], *, local: bool = True) -> Settings:
         """Make settings of names and values as a configuration gives them (texts or JSON values).
 
         Parameters
         ----------
         properties
             Values by property name; a value may be a text.
-        paths
-            Whether properties that name a file are allowed; never for what came over a network.
+        local
+            Whether properties of this machine (files, limits) are allowed; never for what came by network.
 
         Raises
         ------
@@ -241,11 +247,10 @@ class Settings:
                     + (f', did you mean "{near[0]}"?' if near else f"; known are {', '.join(known)}")
                 )
             meta = known[name].metadata
-            if meta["path"] and value and not paths:
-                what = "names a file, which" if hints[name] is str else "concerns files and"
+            if meta["local"] and value and not local:
                 raise SettingsError(
-                    f'property "{name}" {what} is not taken from the network: '
-                    f"set it where the server is started"
+                    f'property "{name}" concerns the machine that reconstructs and is not taken from the '
+                    f"network: set it where the server is started"
                 )
             values[name] = _coerce(name, value, hints[name], meta["low"], meta["high"])
         if values.get("preset") == "seed":
@@ -329,6 +334,9 @@ class Settings:
         values = {name: value for name, value in asdict(self).items() if name in relevant}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
+
+#: Properties of the machine that reconstructs: files and limits.
+LOCAL = frozenset(f.name for f in fields(Settings) if f.metadata["local"])
 
 #: What is read as true or false, in any case.
 _TRUTH = {

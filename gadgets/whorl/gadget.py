@@ -7,8 +7,10 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from whorl import logs
+
 if TYPE_CHECKING:
-    from whorl.doors.wire import Channel
+    from whorl.doors.transport import Channel
 
 
 class _Ending:
@@ -49,13 +51,21 @@ def reconstruct(connection: Any) -> None:
     for name in ("numba", "matplotlib", "h5py"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from whorl.doors import session, wire
+    from whorl.doors.opening import Opening
+    from whorl.doors.receivers import Gadgetron
+    from whorl.doors.sources import StreamSource
+    from whorl.doors.transport import Channel
 
+    logs.configure(logging.getLogger().level)
+    logs.new_scan()
     raw: socket.socket = connection.socket.socket
-    channel = wire.Channel(raw)
+    config, header = connection.raw_bytes.config, connection.raw_bytes.header
+    channel = Channel(raw, received=wire.gadgetron_opening(config, header))
     ending = connection.socket = _Ending(raw, channel)
-    opening = session.Opening(
-        name=None, config=connection.raw_bytes.config, header=connection.raw_bytes.header, gadgetron=True
-    )
+    opening = Opening("Gadgetron", header, config=config)
+    # CLOSE is sent by the package when it leaves the connection.
+    receiver = Gadgetron(channel, session.say_to_log, send_close=False)
+    operator = session.Operator(senders="local")
 
     def late(*arguments: Any) -> Any:
         # Imported within the scan, so that a broken installation is reported like any other failure.
@@ -63,8 +73,8 @@ def reconstruct(connection: Any) -> None:
 
         return reconstruct_scan(*arguments)
 
-    # CLOSE is sent by the package when it leaves the connection.
-    code = session.run_scan(channel, opening, reconstruct=late, paths=True, send_close=False)
+    with session.on_this_machine(channel, opening, operator, receiver):
+        code = session.run_scan(StreamSource(channel, opening), receiver, operator, late)
     if code:
         ending.failed = True
         raise SystemExit(code)

@@ -21,6 +21,7 @@ import ismrmrd
 
 import whorl
 from whorl.doors import wire
+from whorl.doors.transport import Channel, StreamTimeout
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Readout
 
@@ -64,7 +65,7 @@ def talk(
 ) -> Conversation:
     """Stream a scan as Gadgetron does and record the answer, until CLOSE or what kills the stream."""
     said = Conversation()
-    channel = wire.Channel(connection, wait_s)
+    channel = Channel(connection, wait_s)
     closed = threading.Event()
 
     def send() -> None:
@@ -101,7 +102,7 @@ def talk(
                 said.ended = f"Received illegal message id from external peer: {message_id}"
     except EndOfStream as error:
         said.ended = f"the external died: {error}"
-    except wire.StreamTimeout as error:
+    except StreamTimeout as error:
         said.ended = f"the external hangs: {error}"
     sender.join(wait_s)
     if said.ended == "close":
@@ -138,7 +139,7 @@ def run_external(
                 connection, _ = listener.accept()
                 with connection:
                     if vanish:
-                        channel = wire.Channel(connection, wait_s)
+                        channel = Channel(connection, wait_s)
                         wire.write_config_text(channel, config, terminate=False)
                         wire.write_header(channel, header, terminate=False)
                         for readout in readouts:

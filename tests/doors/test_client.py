@@ -16,6 +16,7 @@ from doors.messages import Counted, count, make_image, make_readout
 from doors.test_files import write_file
 from whorl.doors import client, wire
 from whorl.doors.server import Server
+from whorl.doors.transport import Channel
 from whorl.scan.failure import ScanError
 
 
@@ -44,16 +45,16 @@ def serve() -> Iterator[Callable[[Any], int]]:
 
 
 @pytest.fixture
-def lying() -> Iterator[Callable[[Callable[[wire.Channel, socket.socket], None]], int]]:
+def lying() -> Iterator[Callable[[Callable[[Channel, socket.socket], None]], int]]:
     """A server of one connection that does what a test tells it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threads: list[threading.Thread] = []
 
-        def start(act: Callable[[wire.Channel, socket.socket], None]) -> int:
+        def start(act: Callable[[Channel, socket.socket], None]) -> int:
             def run() -> None:
                 connection, _ = listener.accept()
                 with connection:
-                    act(wire.Channel(connection, 10.0), connection)
+                    act(Channel(connection, 10.0), connection)
 
             threads.append(threading.Thread(target=run))
             threads[0].start()
@@ -140,7 +141,7 @@ def test_a_wrong_file_needs_no_server(tmp_path: Path) -> None:
 
 
 def test_the_reason_is_read_when_the_server_leaves_early(scan: Path, lying) -> None:
-    def leave(channel: wire.Channel, connection: socket.socket) -> None:
+    def leave(channel: Channel, connection: socket.socket) -> None:
         channel.read(100, "something")
         wire.write_text(channel, "ERR no room")
         wire.write_close(channel)
@@ -152,7 +153,7 @@ def test_the_reason_is_read_when_the_server_leaves_early(scan: Path, lying) -> N
 
 
 def test_an_answer_without_close_is_no_success(scan: Path, lying) -> None:
-    def die(channel: wire.Channel, connection: socket.socket) -> None:
+    def die(channel: Channel, connection: socket.socket) -> None:
         while not isinstance(wire.read_message(channel), wire.Close):
             pass
         wire.write_image(channel, make_image(**GOOD))
@@ -166,7 +167,7 @@ def test_an_answer_without_close_is_no_success(scan: Path, lying) -> None:
 def test_a_server_that_hangs_is_left(scan: Path, lying) -> None:
     done = threading.Event()
 
-    def hang(channel: wire.Channel, connection: socket.socket) -> None:
+    def hang(channel: Channel, connection: socket.socket) -> None:
         done.wait(10.0)
 
     port = lying(hang)
@@ -183,7 +184,7 @@ def test_a_server_that_has_closed_but_does_not_read_is_left(tmp_path: Path, lyin
     large = write_file(tmp_path / "large.h5", [make_readout(16, 8000, 2)] * 40)
     done = threading.Event()
 
-    def refuse(channel: wire.Channel, connection: socket.socket) -> None:
+    def refuse(channel: Channel, connection: socket.socket) -> None:
         wire.write_text(channel, "ERR no room")
         time.sleep(0.5)
         wire.write_close(channel)
@@ -199,7 +200,7 @@ def test_a_server_that_has_closed_but_does_not_read_is_left(tmp_path: Path, lyin
 
 
 def test_an_image_that_announces_too_much_is_refused(scan: Path, lying) -> None:
-    def lie(channel: wire.Channel, connection: socket.socket) -> None:
+    def lie(channel: Channel, connection: socket.socket) -> None:
         while not isinstance(wire.read_message(channel), wire.Close):
             pass
         connection.sendall(

@@ -14,6 +14,7 @@ from doors.gadgetron_parent import external, run_external, talk
 from doors.test_gadget import assert_failed_as_gadgetron_understands
 from whorl.doors import client, files, wire
 from whorl.doors.server import Server
+from whorl.doors.transport import Channel
 
 FAST = {"method": "lowrank"}
 QUANTITIES = ["T1", "T2", "M0", "QUALITY"]
@@ -99,7 +100,7 @@ def test_two_scans_at_the_same_time_give_what_one_gives(server: Server, tiny_sca
 def test_a_scan_that_breaks_off_is_reported_to_an_mrd_client(server: Server, tiny_scan: Path) -> None:
     readouts = files.read_readouts(tiny_scan)
     with socket.create_connection(("127.0.0.1", server.port), 10.0) as connection:
-        channel = wire.Channel(connection, 60.0)
+        channel = Channel(connection, 60.0)
         wire.write_config_name(channel, "whorl")
         wire.write_header(channel, files.read_header(tiny_scan))
         for _ in range(5):
@@ -136,7 +137,7 @@ def test_gadgetron_vanishes_in_the_middle(tiny_scan: Path) -> None:
 
 def test_a_header_that_is_no_mrd_header_is_said(server: Server, tiny_scan: Path) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 10.0) as connection:
-        channel = wire.Channel(connection, 60.0)
+        channel = Channel(connection, 60.0)
         wire.write_config_name(channel, "whorl")
         wire.write_header(channel, b"<html/>")
         for readout in files.read_readouts(tiny_scan):

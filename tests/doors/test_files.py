@@ -144,7 +144,7 @@ def wrong_files(folder: Path) -> dict[str, tuple[Path, str]]:
     with h5py.File(write_file(two, READOUTS, group="a"), "r+") as file:
         file.copy("a", "b")
     return {
-        "missing": (missing, "nothing.h5 is not a file: expected an MRD file"),
+        "missing": (missing, "nothing.h5 is not a file: expected a scan, an MRD file"),
         "a folder": (folder, "is not a file"),
         "no HDF5": (text, "text.h5 cannot be read as an MRD file"),
         "empty": (empty, 'expected a group "dataset"'),

@@ -24,7 +24,10 @@ import pytest
 
 from doors.messages import HEADER, Counted, count, make_image, make_readout, make_waveform
 from whorl.doors import session, wire
+from whorl.doors.opening import is_gadgetron
+from whorl.doors.receivers import MAX_DEBUG_TEXTS
 from whorl.doors.server import MAX_WAITING, Server
+from whorl.doors.transport import Channel
 from whorl.scan.failure import EndOfStream, ScanError
 
 WAIT_S = 10.0
@@ -53,18 +56,18 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 @contextlib.contextmanager
-def connect(server: Server) -> Iterator[wire.Channel]:
+def connect(server: Server) -> Iterator[Channel]:
     with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as connection:
-        channel = wire.Channel(connection, WAIT_S)
+        channel = Channel(connection, WAIT_S)
         channel.raw = connection  # type: ignore[attr-defined]
         yield channel
 
 
-def raw(channel: wire.Channel) -> socket.socket:
+def raw(channel: Channel) -> socket.socket:
     return channel.raw  # type: ignore[attr-defined,no-any-return]
 
 
-def answer(channel: wire.Channel) -> tuple[list[Any], list[str]]:
+def answer(channel: Channel) -> tuple[list[Any], list[str]]:
     """Images and texts until CLOSE, and after it the end of the stream."""
     images, texts = [], []
     while True:
@@ -81,7 +84,7 @@ def answer(channel: wire.Channel) -> tuple[list[Any], list[str]]:
     return images, texts
 
 
-def open_scan(channel: wire.Channel, name: str = "whorl", parameters: str = "") -> None:
+def open_scan(channel: Channel, name: str = "whorl", parameters: str = "") -> None:
     wire.write_config_name(channel, name)
     wire.write_header(channel, HEADER)
     if parameters:
@@ -144,7 +147,9 @@ def test_a_stream_that_begins_with_its_header(serve) -> None:
 def test_a_configuration_that_is_not_shipped_is_refused(serve, name: str) -> None:
     images, texts = scan(serve(), name=name)
     assert images == []
-    assert texts == [f'ERR configuration "{name}" is not known: expected one of whorl, whorl_connect']
+    assert texts == [
+        f'ERR configuration "{name}" is not known: expected one of openrecon, whorl, whorl_connect'
+    ]
 
 
 def test_an_unknown_property_is_answered_with_the_nearest_name(serve) -> None:
@@ -161,7 +166,9 @@ def test_a_path_is_not_taken_from_the_network_but_from_the_operator(serve) -> No
     images, texts = scan(own, parameters='{"parameters": {"sequence": "/etc/passwd"}}')
     assert images == []
     assert len(texts) == 1
-    assert texts[0].startswith('ERR property "sequence" names a file, which is not taken from the network')
+    assert texts[0].startswith(
+        'ERR property "sequence" concerns the machine that reconstructs and is not taken from the network'
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "hello"])
@@ -198,7 +205,7 @@ def test_few_debug_texts_reach_the_operator_but_all_warnings(serve) -> None:
         return Counted(1, notes=("twice",))
 
     _, texts = scan(serve(talk))
-    assert sum(text.startswith("DBG") for text in texts) == session.MAX_DEBUG_TEXTS
+    assert sum(text.startswith("DBG") for text in texts) == MAX_DEBUG_TEXTS
     assert sum(text.startswith("WRN") for text in texts) == 61
 
 
@@ -291,7 +298,7 @@ def test_a_sender_that_ends_without_close_is_told(serve) -> None:
 
 
 def test_a_sender_that_falls_silent_is_told(serve) -> None:
-    with connect(serve(idle_timeout_s=0.3)) as channel:
+    with connect(serve(properties={"idle_timeout_s": 0.3})) as channel:
         open_scan(channel)
         wire.write_readout(channel, make_readout())
         images, texts = answer(channel)
@@ -325,7 +332,7 @@ def test_a_receiver_that_is_gone_does_not_keep_its_slot(serve) -> None:
         list(readouts)
         return Counted(1000)
 
-    server = serve(send_much, max_scans=1, idle_timeout_s=1.0)
+    server = serve(send_much, max_scans=1, properties={"idle_timeout_s": 1.0})
     with connect(server) as channel:
         open_scan(channel)
         wire.write_readout(channel, make_readout())
@@ -453,7 +460,7 @@ WHOLE = b"<configuration><version>2</version><readers/><stream/></configuration>
     ],
 )
 def test_who_is_gadgetron(config: bytes, header: bytes, expected: bool) -> None:
-    assert session.is_gadgetron(config, header) is expected
+    assert is_gadgetron(config, header) is expected
 
 
 def test_the_shipped_configurations_are_found_by_name() -> None:
@@ -471,7 +478,7 @@ def test_both_loopbacks_answer(serve) -> None:
             assert family == socket.AF_INET6  # a machine without IPv6
             continue
         with socket.create_connection((address, server.port), WAIT_S) as connection:
-            channel = wire.Channel(connection, WAIT_S)
+            channel = Channel(connection, WAIT_S)
             open_scan(channel)
             wire.write_close(channel)
             assert len(answer(channel)[0]) == 1
@@ -492,34 +499,93 @@ def test_a_port_probe_is_no_event(serve, caplog) -> None:
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_server_and_running_scans_are_told(number: int) -> None:
+@contextlib.contextmanager
+def server_process(**options: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server in a process of its own, and its port; it prints whether all scans have ended."""
     program = (
         "from doors.messages import count\nfrom whorl.doors.server import Server\n"
-        "server = Server('127.0.0.1', 0, reconstruct=count)\nprint(server.port, flush=True)\n"
-        "server.serve_forever()\nprint('stopped', flush=True)"
+        f"server = Server('127.0.0.1', 0, reconstruct=count, **{options})\nprint(server.port, flush=True)\n"
+        "print(server.serve_forever(), flush=True)"
     )
     folders = [str(Path(session.__file__).parents[2]), str(Path(__file__).parents[1])]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
-    )
-    with process:
+    ) as process:
         try:
             assert process.stdout is not None
-            port = int(process.stdout.readline())
-            with socket.create_connection(("127.0.0.1", port), WAIT_S) as connection:
-                channel = wire.Channel(connection, WAIT_S)
-                open_scan(channel)
-                wire.write_readout(channel, make_readout())
-                time.sleep(0.3)
-                process.send_signal(number)
-                images, texts = answer(channel)
-                assert len(images) == 1
-                assert "ended before CLOSE" in texts[-1]
-            assert process.stdout.readline() == "stopped\n"
-            assert process.wait(WAIT_S) == 0
+            yield process, int(process.stdout.readline())
         finally:
             process.kill()
+
+
+def until_refused(port: int) -> None:
+    """Wait until nobody listens any more."""
+    for _ in range(int(WAIT_S / 0.02)):
+        try:
+            socket.create_connection(("127.0.0.1", port), WAIT_S).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.02)
+    pytest.fail("the server still listens")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_scan_may_end_when_the_server_is_stopped(number: int) -> None:
+    with (
+        server_process() as (process, port),
+        socket.create_connection(("127.0.0.1", port), WAIT_S) as connection,
+    ):
+        channel = Channel(connection, WAIT_S)
+        open_scan(channel)
+        wire.write_readout(channel, make_readout())
+        time.sleep(0.3)
+        process.send_signal(number)
+        until_refused(port)
+        wire.write_readout(channel, make_readout())
+        wire.write_close(channel)
+        images, texts = answer(channel)
+        assert [image.meta["n"] for image in images] == ["2"]
+        assert texts == ["DBG 2 readouts"]
+        connection.close()
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert process.wait(WAIT_S) == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2], ids=["the grace is over", "a second signal"])
+def test_a_scan_that_does_not_end_is_told_when_the_server_is_stopped(signals: int) -> None:
+    with (
+        server_process(grace_s=0.5 if signals == 1 else 60.0) as (process, port),
+        socket.create_connection(("127.0.0.1", port), WAIT_S) as connection,
+    ):
+        channel = Channel(connection, WAIT_S)
+        open_scan(channel)
+        wire.write_readout(channel, make_readout())
+        time.sleep(0.3)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            until_refused(port)
+        images, texts = answer(channel)
+        assert images == []
+        assert texts == ["ERR the server was stopped before the scan was ready: send it again"]
+        assert process.stdout is not None
+        assert process.stdout.readline() == "False\n"
+        assert process.wait(WAIT_S) == 0
+
+
+def test_gadgetron_is_left_without_an_error_when_the_server_is_stopped_within_its_scan() -> None:
+    with (
+        server_process(grace_s=0.3) as (process, port),
+        socket.create_connection(("127.0.0.1", port), WAIT_S) as connection,
+    ):
+        channel = Channel(connection, WAIT_S)
+        wire.write_config_text(channel, "<configuration/>", terminate=False)
+        wire.write_header(channel, HEADER, terminate=False)
+        wire.write_readout(channel, make_readout())
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(EndOfStream):
+            wire.read_message(channel)

@@ -13,16 +13,17 @@ import pytest
 
 from doors.messages import make_image, make_readout, make_waveform
 from whorl.doors import wire
+from whorl.doors.transport import Channel, StreamTimeout
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, wire.Channel, wire.Channel]]:
+def pair() -> Iterator[tuple[socket.socket, Channel, Channel]]:
     """Two ends of a real socket: the raw one, a channel on it, and the channel that reads."""
     left, right = socket.socketpair()
     with left, right:
-        yield left, wire.Channel(left, 5.0), wire.Channel(right, 5.0)
+        yield left, Channel(left, 5.0), Channel(right, 5.0)
 
 
 def send_in_background(send: Callable[[], None]) -> threading.Thread:
@@ -160,10 +161,10 @@ def test_waveforms_and_unwanted_images_are_read_past(pair) -> None:
     assert got == [wire.Skipped("waveform"), wire.Skipped("image"), wire.Skipped("waveform"), wire.Close()]
 
 
-def written(write: Callable[[wire.Channel], None]) -> bytes:
+def written(write: Callable[[Channel], None]) -> bytes:
     left, right = socket.socketpair()
     with left, right:
-        write(wire.Channel(left))
+        write(Channel(left))
         left.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: right.recv(65536), b""))
 
@@ -190,7 +191,7 @@ def test_a_stream_that_ends_inside_a_message_says_so(kind: str) -> None:
         with left, right:
             left.sendall(COMPLETE["acquisition"] + message[:cut])
             left.close()
-            receiver = wire.Channel(right, 5.0)
+            receiver = Channel(right, 5.0)
             wire.read_message(receiver)
             with pytest.raises(EndOfStream, match="before CLOSE, after 1 readouts: expected"):
                 wire.read_message(receiver, keep_images=True)
@@ -254,9 +255,9 @@ def test_a_silent_peer_is_left_after_the_timeout() -> None:
     with (
         left,
         right,
-        pytest.raises(wire.StreamTimeout, match=r"nothing was received for 0.1 s after 0 readouts"),
+        pytest.raises(StreamTimeout, match=r"nothing was received for 0.1 s after 0 readouts"),
     ):
-        wire.read_message(wire.Channel(right, 0.1))
+        wire.read_message(Channel(right, 0.1))
 
 
 def test_a_peer_that_drips_is_left_when_the_time_is_over() -> None:
@@ -270,9 +271,9 @@ def test_a_peer_that_drips_is_left_when_the_time_is_over() -> None:
                 left.sendall(b"x")
 
         thread = send_in_background(drip)
-        channel = wire.Channel(right, 5.0)
+        channel = Channel(right, 5.0)
         channel.limit_time(0.3)
-        with pytest.raises(wire.StreamTimeout):
+        with pytest.raises(StreamTimeout):
             wire.read_message(channel)
         done.set()
         thread.join()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import ismrmrd
 
 from whorl.doors import files, wire
+from whorl.doors.transport import Channel, StreamTimeout
 from whorl.scan.failure import EndOfStream, ScanError
 
 
@@ -40,7 +41,7 @@ class Received:
     @property
     def exit_code(self) -> int:
         """0 all is delivered and complete, 1 nothing is delivered, 3 something is degraded or missing."""
-        if not self.images:
+        if all(image.meta.get("whorl_status") == "failed" for image in self.images):
             return 1
         said = any(text.startswith(("ERR", "WRN")) for text in self.texts)
         complete = all(image.meta.get("whorl_status") == "complete" for image in self.images)
@@ -99,7 +100,7 @@ def send_file(
     failures: list[Exception] = []
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        channel = wire.Channel(connection, timeout_s)
+        channel = Channel(connection, timeout_s)
         closed = threading.Event()
 
         def receive() -> None:
@@ -144,7 +145,7 @@ def send_file(
 
 
 def _receive(
-    channel: wire.Channel,
+    channel: Channel,
     received: Received,
     on_image: Callable[[ismrmrd.Image], None] | None,
     on_text: Callable[[str], None] | None,
@@ -152,7 +153,7 @@ def _receive(
     while True:
         try:
             message = wire.read_message(channel, keep_images=True)
-        except (EndOfStream, wire.StreamTimeout, wire.ProtocolError) as error:
+        except (EndOfStream, StreamTimeout, wire.ProtocolError) as error:
             received.problems.append(f"the server did not end its answer with CLOSE: {error}")
             return
         if isinstance(message, wire.Close):

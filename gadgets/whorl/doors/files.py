@@ -1,6 +1,6 @@
-"""MRD files (HDF5): readouts and header of a scan, and the images of a result.
+"""Scans in files: MRD files (HDF5) and recorded streams; and the images of a result.
 
-Files are read with h5py by field name: those of some programs have acquisition headers with gaps
+HDF5 files are read with h5py by field name: those of some programs have acquisition headers with gaps
 for alignment (352 bytes), or complex samples as a compound, which the ismrmrd package cannot read.
 A block of rows at a time is also several times faster than one.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,11 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.scan.failure import ScanError
+from whorl.doors.opening import read_opening
+from whorl.doors.sources import FileSource, Source, StreamSource
+from whorl.doors.transport import Channel, Pipes, StreamTimeout
+from whorl.doors.wire import ProtocolError
+from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
 #: Without these fields nobody can tell what a readout is; others may be missing and are 0 then.
@@ -29,11 +34,15 @@ _NEEDED = ("flags", "number_of_samples", "active_channels", "trajectory_dimensio
 _BLOCK_BYTES = 16 << 20
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
-        raise ScanError(f"{path} is not a file: expected an MRD file (HDF5)")
+        raise ScanError(f"{path} is not a file: expected a scan, an MRD file (HDF5) or a recorded stream")
     try:
-        return h5py.File(path, "r")
+        # By a descriptor of its own: what two threads open by name HDF5 takes for one file, and crashes when
+        # one of them closes it while the other reads (h5py issue 2920).
+        with path.open("rb") as bare, h5py.File(bare, "r") as file:
+            yield file
     except OSError as error:
         raise ScanError(f"{path} cannot be read as an MRD file (HDF5): {error}") from error
 
@@ -57,29 +66,71 @@ def _group(file: h5py.File, path: Path) -> h5py.Group:
     return groups[candidates[0]]
 
 
-def read_header(path: str | os.PathLike[str]) -> bytes:
-    """The MRD header (XML) of a file.
+def _is_stream(path: Path) -> bool:
+    """Whether a file holds the messages of a stream, one after the other, rather than HDF5."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.read(2)
+    # The ids of a configuration or a header; a stream of MRD version 2.
+    return first in (b"\1\0", b"\2\0", b"\3\0", b"ya")
+
+
+@contextmanager
+def open_scan(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """A scan in a file; of a stream that broke off all whole messages.
 
     Raises
     ------
     ScanError
-        If there is no such file, or it is not an MRD file with a scan.
+        If there is no such file, or no scan in it.
     """
     path = Path(path)
+    if not _is_stream(path):
+        yield FileSource(_header(path), _readouts(path))
+        return
+    with path.open("rb") as file:
+        channel = Channel(Pipes(file.fileno()))
+        try:
+            opening = read_opening(channel)
+        except (EndOfStream, StreamTimeout, ProtocolError) as error:
+            raise ScanError(f"{path} cannot be read as a recorded stream: {error}") from error
+        yield StreamSource(channel, opening)
+
+
+def read_header(path: str | os.PathLike[str]) -> bytes:
+    """The MRD header (XML) of a scan in a file; errors as `open_scan`."""
+    with open_scan(path) as source:
+        return source.opening.header.rstrip(b"\0")
+
+
+def read_readouts(path: str | os.PathLike[str]) -> Iterator[Readout]:
+    """All readouts of a scan in a file, in its order, read block by block while they are taken.
+
+    Raises
+    ------
+    ScanError
+        At once if there is no scan in the file; later if a row of it is broken.
+    EndOfStream
+        Later, if the file is a stream that broke off.
+    """
+    with open_scan(path):
+        pass
+
+    def readouts() -> Iterator[Readout]:
+        with open_scan(path) as source:
+            yield from source.readouts()
+
+    return readouts()
+
+
+def _header(path: Path) -> bytes:
     with _open(path) as file:
         value = np.asarray(_group(file, path)["xml"][()]).reshape(-1)[0]
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
-def read_readouts(path: str | os.PathLike[str]) -> Iterator[Readout]:
-    """All readouts of a file in the order of the file, read block by block while they are taken.
-
-    Raises
-    ------
-    ScanError
-        At once if the file is not an MRD file with a scan; later if a row of it is broken.
-    """
-    path = Path(path)
+def _readouts(path: Path) -> Iterator[Readout]:
     with _open(path) as file:
         acquisitions = _group(file, path)["data"]
         names = acquisitions.dtype.names or ()
@@ -92,8 +143,14 @@ def read_readouts(path: str | os.PathLike[str]) -> Iterator[Readout]:
 
 
 def count_readouts(path: str | os.PathLike[str]) -> int:
-    """The number of readouts of a file; errors as `read_header`."""
+    """The number of readouts of a file, as far as it goes; errors as `open_scan`."""
     path = Path(path)
+    if _is_stream(path):
+        n_readouts = 0
+        with open_scan(path) as source, suppress(EndOfStream):
+            for _ in source.readouts():
+                n_readouts += 1
+        return n_readouts
     with _open(path) as file:
         return int(_group(file, path)["data"].size)
 

@@ -11,17 +11,26 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 
 from whorl.doors import session, wire
+from whorl.doors.opening import Opening, read_opening
+from whorl.doors.receivers import MrdClient, Receiver
+from whorl.doors.sources import StreamSource
+from whorl.doors.transport import Channel, StreamTimeout
+from whorl.logs import event, new_scan
 from whorl.scan.failure import EndOfStream
+from whorl.scan.header import patient_of
 
 logger = logging.getLogger("whorl")
 
 #: Connections that have not sent their header yet, or are told that they are refused.
 MAX_WAITING = 64
-#: Scans that still run when the server is stopped have so long to say so.
-GRACE_S = 8.0
+#: Between header and first readout a sender may be silent for so long without taking a place.
+IDLE_S = 600.0
+#: Time to tell those whose scan is given up; the grace and this fit into the 10 s that containers are given.
+TELL_S = 1.5
 
 
 class Server:
@@ -40,10 +49,12 @@ class Server:
         Defaults of the properties; what a scan's sender sets counts more.
     max_scans
         Scans at the same time; one more is refused with a text.
-    idle_timeout_s
-        Longest silence within a scan.
     opening_timeout_s
         Time from the connection to the end of its header.
+    grace_s
+        When the server is stopped, scans that run may end within this time; then they are told and given up.
+    log_patient
+        Whether the log names the patient of each scan.
     reconstruct
         Stands in for `whorl.pipeline.reconstruct_scan`.
 
@@ -60,27 +71,35 @@ class Server:
         properties: Mapping[str, object] | None = None,
         *,
         max_scans: int = 4,
-        idle_timeout_s: float = 600.0,
         opening_timeout_s: float = 30.0,
+        grace_s: float = 8.0,
+        log_patient: bool = False,
         reconstruct: session.Reconstruct | None = None,
     ) -> None:
-        self._properties = dict(properties or {})
+        self._operator = session.Operator(dict(properties or {}))
         self._max_scans = max_scans
-        self._idle_timeout_s = idle_timeout_s
         self._opening_timeout_s = opening_timeout_s
+        self._grace_s = grace_s
+        self._log_patient = log_patient
         self._reconstruct = reconstruct
         self._slots = threading.Semaphore(max_scans)
         self._lock = threading.Lock()
-        self._channels: dict[threading.Thread, wire.Channel] = {}
-        self._n_connections = 0
+        self._links: dict[threading.Thread, _Link] = {}
+        self._hurry = threading.Event()
         self._stopping = threading.Event()
         self._listeners = _listen(host, port)
         self.port: int = self._listeners[0].getsockname()[1]
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
 
-    def serve_forever(self) -> None:
-        """Serve until `shutdown`, or until SIGTERM or SIGINT if this is the main thread."""
+    def serve_forever(self) -> bool:
+        """Serve until `shutdown`, or until SIGTERM or SIGINT if this is the main thread.
+
+        Returns
+        -------
+        bool
+            Whether all scans have ended; others were told that they are given up.
+        """
         in_main = threading.current_thread() is threading.main_thread()
         signals = (signal.SIGTERM, signal.SIGINT) if in_main else ()
         before = {number: signal.signal(number, self._on_signal) for number in signals}
@@ -92,15 +111,18 @@ class Server:
 
                 warm_up()
                 self._reconstruct = reconstruct_scan
-            logger.info("listening on %s", ", ".join(_name(s.getsockname()) for s in self._listeners))
+            event("listening", address=", ".join(_name(s.getsockname()) for s in self._listeners))
             self._accept()
         finally:
-            self._end()
+            all_ended = self._end()
             for number, handler in before.items():
                 signal.signal(number, handler)
+        return all_ended
 
     def shutdown(self) -> None:
-        """Let `serve_forever` return; from any thread or signal handler."""
+        """Let `serve_forever` return; from any thread or signal handler. A second time: at once."""
+        if self._stopping.is_set():
+            self._hurry.set()
         self._stopping.set()
         # A full buffer means that it is woken already, a closed one that it has returned.
         with suppress(OSError):
@@ -122,7 +144,7 @@ class Server:
                         connection, address = key.fileobj.accept()
                     except OSError as error:
                         # The peer may be gone already, or file descriptors may be short for a moment.
-                        logger.warning("a connection could not be accepted: %s", error)
+                        event("not accepted", logging.WARNING, text=str(error))
                         self._stopping.wait(0.05)
                         continue
                     self._start(connection, _name(address))
@@ -131,90 +153,128 @@ class Server:
         with suppress(OSError):  # gone already: its thread will see
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        channel = wire.Channel(connection, self._idle_timeout_s)
+        link = _Link(Channel(connection, self._opening_timeout_s, received=b""), address)
         with self._lock:
-            self._n_connections += 1
-            label = f"scan {self._n_connections}: "
-            full = len(self._channels) >= MAX_WAITING + self._max_scans
+            full = len(self._links) >= MAX_WAITING + self._max_scans
             if not full:
-                thread = threading.Thread(
-                    target=self._serve,
-                    args=(connection, channel, label, address),
-                    name=label.strip(": "),
-                    daemon=True,
-                )
-                self._channels[thread] = channel
+                thread = threading.Thread(target=self._serve, args=(connection, link), daemon=True)
+                self._links[thread] = link
         if full:
-            logger.warning("%srefused, %d connections are open", label, MAX_WAITING + self._max_scans)
+            event("refused", logging.WARNING, peer=address, why=f"{len(self._links)} connections are open")
             with connection, suppress(OSError):
-                wire.write_text(channel, "ERR too many connections are open: try again later")
-                wire.write_close(channel)
+                wire.write_text(link.channel, "ERR too many connections are open: try again later")
+                wire.write_close(link.channel)
             return
         thread.start()
 
-    def _serve(self, connection: socket.socket, channel: wire.Channel, label: str, address: str) -> None:
+    def _serve(self, connection: socket.socket, link: _Link) -> None:
+        new_scan()
         try:
             with connection:
                 try:
-                    self._scan(channel, label, address)
+                    self._scan(link)
                 except Exception as error:
-                    logger.exception("%sinternal error", label)
-                    session.refuse(channel, None, f"internal error: {type(error).__name__}: {error}")
+                    logger.exception("internal error")
+                    receiver = link.receiver or MrdClient(link.channel, session.say_to_log)
+                    session.refuse(link.channel, None, receiver, f"internal error: {error!r}")
         finally:
             with self._lock:
-                del self._channels[threading.current_thread()]
+                del self._links[threading.current_thread()]
 
-    def _scan(self, channel: wire.Channel, label: str, address: str) -> None:
+    def _scan(self, link: _Link) -> None:
+        channel = link.channel
         channel.limit_time(self._opening_timeout_s)
         try:
-            opening = session.read_opening(channel)
-        except (wire.ProtocolError, wire.StreamTimeout, EndOfStream) as error:
+            opening = read_opening(channel)
+        except (wire.ProtocolError, StreamTimeout, EndOfStream) as error:
             if isinstance(error, EndOfStream) and not channel.n_bytes:
-                logger.debug("%s%s connected and said nothing", label, address)
+                event("probe", logging.DEBUG, peer=link.address)
                 return
-            logger.warning("%srefused, %s", label, address)
-            session.refuse(channel, None, str(error))
+            event("refused", logging.WARNING, peer=link.address)
+            receiver: Receiver = MrdClient(channel, session.say_to_log)
+            with session.on_this_machine(channel, None, self._operator, receiver):
+                session.refuse(channel, None, receiver, str(error))
             return
-        channel.limit_time(None)
-        # Only who goes on after the header takes a place: the silent block nobody.
-        channel.wait(self._idle_timeout_s)
-        if not self._slots.acquire(blocking=False):
-            text = f"{self._max_scans} scans are being reconstructed, which is the limit: send it again later"
-            logger.warning("%srefused, %s", label, address)
-            session.refuse(channel, opening, text)
-            return
-        started = time.monotonic()
-        try:
-            kind = "Gadgetron" if opening.gadgetron else "MRD client"
-            logger.info("%sbegins, %s at %s", label, kind, address)
-            assert self._reconstruct is not None
-            code = session.run_scan(
-                channel, opening, reconstruct=self._reconstruct, defaults=self._properties, label=label
-            )
-        finally:
-            self._slots.release()
-        logger.info(
-            "%sends with code %d after %.1f s, %d readouts",
-            label,
-            code,
-            time.monotonic() - started,
-            channel.n_readouts,
-        )
+        receiver = session.receiver_of(channel, opening)
+        with session.on_this_machine(channel, opening, self._operator, receiver):
+            link.source, link.receiver = StreamSource(channel, opening), receiver
+            # Only who goes on after the header takes a place: the silent block nobody.
+            channel.wait(IDLE_S)
+            if self._stopping.is_set():
+                refused = "the server is being stopped: send it again later"
+            elif self._slots.acquire(blocking=False):
+                refused = ""
+            else:
+                n = self._max_scans
+                refused = f"{n} scans are being reconstructed, which is the limit: send it again later"
+            if refused:
+                event("refused", logging.WARNING, peer=link.address)
+                session.refuse(channel, link.source, receiver, refused)
+                return
+            try:
+                self._run(link, opening, link.source, receiver)
+            finally:
+                self._slots.release()
+        link.over = True
         channel.linger(session.LINGER_S)
 
-    def _end(self) -> None:
+    def _run(self, link: _Link, opening: Opening, source: StreamSource, receiver: Receiver) -> None:
+        started = time.monotonic()
+        event("begins", peer=link.address, dialect=opening.dialect)
+        if self._log_patient:
+            event("patient", **patient_of(opening.header))  # type: ignore[arg-type]
+        assert self._reconstruct is not None
+        code = session.run_scan(source, receiver, self._operator, self._reconstruct)
+        event(
+            "ends",
+            code=code,
+            images=receiver.delivered,
+            readouts=link.channel.n_readouts,
+            seconds=time.monotonic() - started,
+        )
+
+    def _end(self) -> bool:
         for listener in self._listeners:
             listener.close()
         with self._lock:
-            open_now = dict(self._channels)
-        for channel in open_now.values():
-            channel.interrupt()
-        end = time.monotonic() + GRACE_S
-        for thread in open_now:
-            thread.join(max(end - time.monotonic(), 0.0))
+            links = dict(self._links)
+        for link in links.values():
+            if link.receiver is None:
+                link.channel.interrupt()
+        end = time.monotonic() + self._grace_s
+        for thread in links:
+            while thread.is_alive() and time.monotonic() < end and not self._hurry.is_set():
+                thread.join(0.1)
+        left = [link for thread, link in links.items() if thread.is_alive() and not link.over]
+        tellers = [threading.Thread(target=link.give_up, daemon=True) for link in left]
+        for teller in tellers:
+            teller.start()
+        end = time.monotonic() + TELL_S
+        for teller in tellers:  # who does not read is not waited for
+            teller.join(max(end - time.monotonic(), 0.0))
         self._wake_reader.close()
         self._wake_writer.close()
-        logger.info("stopped")
+        event("stopped", given_up=len(left))
+        return not left
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connection, as far as it has come."""
+
+    channel: Channel
+    address: str
+    source: StreamSource | None = None
+    receiver: Receiver | None = None
+    over: bool = False
+
+    def give_up(self) -> None:
+        if self.receiver is not None:
+            early = self.source is None or self.source.ended != "close"
+            self.receiver.abandon(
+                "the server was stopped before the scan was ready: send it again", early=early
+            )
+        self.channel.interrupt()
 
 
 def _name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:

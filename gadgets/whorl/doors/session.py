@@ -1,44 +1,45 @@
-"""One scan over one channel: what is expected of the sender, and how the receiver is told what happened.
+"""One scan from beginning to end: its settings, the reconstruction, and what the receiver is told.
 
-The order is configuration (a name or a text), header, optionally one TEXT with JSON parameters
-(FIRE), readouts and waveforms, CLOSE. Whoever is at the other end wants failures in his own way:
-
-* Gadgetron takes a TEXT for a broken stream, and an ERROR only after its CLOSE was read. What is said
-  during the scan goes to the log; a failure is an ERROR between its CLOSE and ours.
-* MRD clients and FIRE abort at an ERROR. Here TEXT is the log, its first three letters are the level;
-  a failure is sent at once, the rest of the scan is read past, and CLOSE always comes at the end.
-
-Everything that differs between the two is in this module.
+A stream is configuration (a name or a text), header, optionally one TEXT with JSON parameters (FIRE),
+readouts and waveforms, CLOSE. How its sender speaks is told in `opening`, where the readouts come from in
+`sources`, how the other end is spoken to in `receivers`; here they are all the same.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import sysconfig
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import ismrmrd
 
-from whorl.config import Settings, SettingsError, properties_from_json, properties_from_xml
+from whorl.config import (
+    LOCAL,
+    Settings,
+    SettingsError,
+    properties_from_json,
+    properties_from_xml,
+)
 from whorl.doors import wire
+from whorl.doors.opening import Opening, is_empty
+from whorl.doors.receivers import Gadgetron, Mrd2Reader, MrdClient, Receiver
+from whorl.doors.sources import Source, StreamSource
+from whorl.doors.spool import Spool
+from whorl.doors.transport import Channel, StreamTimeout
+from whorl.logs import current_scan, event
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.readout import Readout
 
 logger = logging.getLogger("whorl")
 
-#: After a failure the rest of the scan is read past for at most so long.
-DRAIN_S = 1800.0
 #: After our last message a peer has so long to read it and close; see `Channel.linger`.
 LINGER_S = 10.0
-#: Letters of one text; operators read sentences.
-MAX_TEXT = 4000
-#: DBG texts that are sent for one scan; all of them go to the log.
-MAX_DEBUG_TEXTS = 40
+#: Scanners with OpenRecon ask for this configuration, whatever the package is called.
+_ALIASES = {"openrecon": "whorl"}
 _LEVELS = {"DBG": logging.INFO, "WRN": logging.WARNING, "ERR": logging.ERROR}
 
 
@@ -66,83 +67,6 @@ Log = Callable[[str, str], None]
 Reconstruct = Callable[[bytes, Iterable[Readout], Settings, Callable[[ismrmrd.Image], None], Log], Outcome]
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What a sender says before its readouts, as it came.
-
-    Parameters
-    ----------
-    name
-        Name of a configuration, or None.
-    config
-        Text of a configuration, or None.
-    header
-        MRD header.
-    gadgetron
-        Whether the sender speaks as Gadgetron does to an external.
-    """
-
-    name: str | None
-    config: bytes | None
-    header: bytes
-    gadgetron: bool
-
-
-def read_opening(channel: wire.Channel) -> Opening:
-    """Read configuration and header. A stream that begins with the header has no configuration.
-
-    Raises
-    ------
-    ProtocolError
-        If something else comes first.
-    EndOfStream, StreamTimeout
-        If the header does not come.
-    """
-    name: str | None = None
-    config: bytes | None = None
-    while True:
-        message = wire.read_message(channel)
-        if isinstance(message, wire.ConfigName):
-            name = message.name
-        elif isinstance(message, wire.ConfigText):
-            config = message.text
-        elif isinstance(message, wire.HeaderText):
-            gadgetron = name is None and config is not None and is_gadgetron(config, message.xml)
-            return Opening(name, config, message.xml, gadgetron)
-        else:
-            raise wire.ProtocolError(
-                f"{type(message).__name__.lower()} came before the header: "
-                f"expected configuration, header, readouts"
-            )
-
-
-def is_gadgetron(config: bytes, header: bytes) -> bool:
-    """Whether the sender is Gadgetron speaking to an external, as through its `<connect>`.
-
-    Nothing in the protocol says so; two habits together do. Gadgetron's core writes strings without a
-    NUL, its C++ client, FIRE and the client of python-ismrmrd-server with one. And Gadgetron sends
-    only the external's own `<configuration>`, where others send a whole document with `<version>`,
-    `<readers>` and `<stream>`.
-    """
-    if config.endswith(b"\0") or header.endswith(b"\0"):
-        return False
-    if _is_empty(config):
-        return True
-    if b"<!DOCTYPE" in config:
-        return False
-    try:
-        root = ET.fromstring(config)
-    except (ET.ParseError, ValueError, LookupError):  # the latter two for an encoding that is not known
-        return False
-    tags = {child.tag for child in root}
-    return root.tag == "configuration" and tags.isdisjoint({"stream", "readers", "version"})
-
-
-def _is_empty(config: bytes) -> bool:
-    # Gadgetron sends an empty document, perhaps with its declaration, if the external has no configuration.
-    return re.fullmatch(rb"\s*(<\?xml[^>]*\?>)?\s*", config.rstrip(b"\0")) is not None
-
-
 def configurations() -> dict[str, Path]:
     """The configurations that may be asked for by name: those installed for Gadgetron, by file stem."""
     folders = (
@@ -152,235 +76,213 @@ def configurations() -> dict[str, Path]:
     return {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("whorl*.xml"))}
 
 
-def _named_properties(name: str) -> dict[str, str]:
+def _named_properties(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
     known = configurations()
+    stem = name.removesuffix(".xml")
     # The name is compared, never joined to a path.
-    path = known.get(name.removesuffix(".xml"))
+    path = known.get(_ALIASES.get(stem, stem))
     if path is None:
-        names = ", ".join(sorted(known))
+        names = ", ".join(sorted(known.keys() | _ALIASES))
         raise SettingsError(f'configuration "{name[:80]}" is not known: expected one of {names}')
     return properties_from_xml(path.read_bytes())
 
 
-def _settings(opening: Opening, parameters: str, defaults: Mapping[str, object], paths: bool) -> Settings:
-    own = dict(defaults)
-    if opening.name is not None:
-        own.update(_named_properties(opening.name))
-    sent: dict[str, object] = {}
-    if opening.config is not None and not _is_empty(opening.config):
-        sent.update(properties_from_xml(opening.config))
-    if parameters:
-        sent.update(properties_from_json(parameters))
-    if not paths:
-        # Files that the operator of this program named are fine, those that came over the network are not.
-        files = {f.name for f in fields(Settings) if f.metadata["path"]}
-        Settings.from_properties({k: v for k, v in own.items() if k not in files} | sent, paths=False)
-    return Settings.from_properties(own | sent)
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What the operator of this program has set, and how much its senders may.
 
+    Parameters
+    ----------
+    properties
+        Names and values.
+    senders
+        ``network``: what a sender sets counts more, but nothing that concerns this machine (files, limits)
+        is taken from him. ``local``: that too, as from Gadgetron, whose configuration is a file here.
+        ``recorded``: what a stream from a file or a pipe says counts less than what the operator says now;
+        ``replaced``: it does not count.
+    """
 
-class _Receiver:
-    """The other end as a receiver: images, what is logged and what failed, in its dialect. Thread-safe."""
+    properties: Mapping[str, object] = field(default_factory=dict)
+    senders: Literal["network", "local", "recorded", "replaced"] = "network"
 
-    def __init__(self, channel: wire.Channel, gadgetron: bool, label: str) -> None:
-        self._channel = channel
-        self._gadgetron = gadgetron
-        self._label = label
-        self._said: set[str] = set()
-        self._n_debug = 0
-        self.failures: list[str] = []
-        self.gone = False
+    def machine(self, opening: Opening | None) -> Settings:
+        """The settings that concern this machine: spool and limits. They hold even if others are wrong.
 
-    def image(self, image: ismrmrd.Image) -> None:
-        try:
-            wire.write_image(self._channel, image)
-        except OSError as error:
-            self.gone = True
-            raise ConnectionError(f"the receiver does not take images any more: {error}") from error
-
-    def log(self, level: str, text: str) -> None:
-        text = text[:MAX_TEXT]
-        logger.log(_LEVELS.get(level, logging.ERROR), "%s%s", self._label, text)
-        if level == "DBG":
-            self._n_debug += 1
-        elif text in self._said:
-            return
-        else:
-            self._said.add(text)
-        if self._gadgetron:
-            if level == "ERR":
-                self.failures.append(text)
-        elif level != "DBG" or self._n_debug <= MAX_DEBUG_TEXTS:
-            self._send(lambda: wire.write_text(self._channel, f"{level} {text}"))
-
-    def finish(self, send_close: bool) -> None:
-        if self._gadgetron and self.failures:
-            text = "whorl: " + "; ".join(self.failures)
-            self._send(lambda: wire.write_error(self._channel, text[:MAX_TEXT]))
-        if send_close:
-            self._send(lambda: wire.write_close(self._channel))
-
-    def _send(self, send: Callable[[], None]) -> None:
-        if self.gone:
-            return
-        try:
-            send()
-        except OSError as error:
-            self.gone = True
-            logger.warning("%sthe receiver is gone: %s", self._label, error)
-
-
-class _Source:
-    """The other end as a sender: its readouts until CLOSE, and whether CLOSE came."""
-
-    def __init__(self, channel: wire.Channel) -> None:
-        self._channel = channel
-        self._first: wire.Message | None = None
-        self._parameters = ""
-        self.ended: Literal["", "close", "early", "violation"] = ""
-        self.passed: dict[str, int] = {}
-
-    def _read(self) -> wire.Message:
-        try:
-            return wire.read_message(self._channel)
-        except wire.ProtocolError:
-            self.ended = "violation"
-            raise
-        except (EndOfStream, wire.StreamTimeout):
-            self.ended = "early"
-            raise
-
-    def parameters(self) -> str:
-        """The text that may follow the header.
-
-        This waits for the next message, whatever it is: had the reconstruction begun before, it
-        might have begun with the wrong parameters.
+        Raises
+        ------
+        SettingsError
+            If one of them cannot be read.
         """
-        message = self._read()
-        if isinstance(message, wire.Text):
-            return message.text
-        self._first = message
-        return ""
+        found = dict(self.properties)
+        if opening is not None and opening.config and self.senders == "local":
+            found.update(_properties_of(opening))
+        return Settings.from_properties({name: value for name, value in found.items() if name in LOCAL})
 
-    def readouts(self) -> Iterator[Readout]:
-        """All readouts until CLOSE; `EndOfStream` for whatever ends the stream otherwise."""
-        try:
-            while True:
-                message, self._first = self._first or self._read(), None
-                if isinstance(message, Readout):
-                    yield message
-                elif isinstance(message, wire.Close):
-                    self.ended = "close"
-                    return
-                elif isinstance(message, wire.Skipped):
-                    if message.kind != "waveform":
-                        self._pass(message.kind)
-                elif isinstance(message, wire.Text):
-                    self._pass("text")
-                elif isinstance(message, wire.Error):
-                    self.ended = "early"
-                    raise EndOfStream(
-                        f"the sender failed after {self._channel.n_readouts} readouts: {message.text}"
-                    )
-                else:
-                    self.ended = "violation"
-                    raise EndOfStream(f"a second opening came after {self._channel.n_readouts} readouts")
-        except (wire.ProtocolError, wire.StreamTimeout) as error:
-            raise EndOfStream(str(error)) from error
+    def settings(self, opening: Opening, parameters: str, log: Log) -> Settings:
+        """All settings of a scan.
 
-    def _pass(self, kind: str) -> None:
-        self.passed[kind] = self.passed.get(kind, 0) + 1
+        Raises
+        ------
+        SettingsError
+            If a property is not known or cannot be read, or the sender must not set it.
+        """
+        if self.senders == "replaced":
+            return Settings.from_properties(self.properties)
+        sent = dict(properties_from_json(parameters)) if parameters else {}
+        # FIRE may name the configuration here too; an empty name is none.
+        named = [str(value) for key in ("config", "customconfig") if (value := sent.pop(key, ""))]
+        installed = _named_properties(named[-1] if named else opening.name)
+        sent = {**_properties_of(opening), **sent}
+        if self.senders == "recorded":
+            if left_out := sorted(sent.keys() & LOCAL):
+                log(
+                    "WRN", f"recorded with {', '.join(left_out)}, which a replay does not use: set it with -p"
+                )
+            kept = {name: value for name, value in sent.items() if name not in LOCAL}
+            return Settings.from_properties({**installed, **kept, **self.properties})
+        own = {**self.properties, **installed}
+        if self.senders == "network":
+            # What the operator named is fine, what came over the network is not.
+            Settings.from_properties({k: v for k, v in own.items() if k not in LOCAL} | sent, local=False)
+        return Settings.from_properties(own | sent)
 
-    def drain(self) -> None:
-        """Read past what is left of the scan, within `DRAIN_S`."""
-        if self.ended:
-            return
-        self._channel.limit_time(DRAIN_S)
-        try:
-            for _ in self.readouts():
-                pass
-        except EndOfStream as error:
-            logger.info("while reading past the rest of a scan: %s", error)
-        self._channel.limit_time(None)
+    def wants_error_image(self, opening: Opening, parameters: str) -> bool:
+        """Whether `error_image` is set, by whomever, and even if other properties cannot be used."""
+        wanted: dict[str, object] = dict(self.properties)
+        with suppress(SettingsError):
+            wanted.update(_properties_of(opening))
+        with suppress(SettingsError):
+            wanted.update(properties_from_json(parameters) if parameters else {})
+        with suppress(SettingsError):
+            return Settings.from_properties({"error_image": wanted.get("error_image", False)}).error_image
+        return False
 
 
-def run_scan(
-    channel: wire.Channel,
-    opening: Opening,
-    *,
-    reconstruct: Reconstruct,
-    defaults: Mapping[str, object] | None = None,
-    paths: bool = False,
-    send_close: bool = True,
-    label: str = "",
-) -> int:
+def _properties_of(opening: Opening) -> dict[str, object]:
+    if opening.config is None or is_empty(opening.config):
+        return {}
+    return dict(properties_from_xml(opening.config))
+
+
+def say_to_log(level: str, text: str) -> None:
+    """Log what a scan's receiver is told."""
+    event("said", _LEVELS.get(level, logging.ERROR), text=f"{level} {text}")
+
+
+def receiver_of(channel: Channel, opening: Opening) -> Receiver:
+    """The sender as the receiver of what he gets back, over the same connection."""
+    if opening.dialect == "Gadgetron":
+        return Gadgetron(channel, say_to_log)
+    if opening.mrd2 is not None:
+        return Mrd2Reader(channel, opening.mrd2.header, say_to_log)
+    return MrdClient(channel, say_to_log)
+
+
+@contextmanager
+def on_this_machine(
+    channel: Channel, opening: Opening | None, operator: Operator, receiver: Receiver
+) -> Iterator[None]:
+    """Read a scan's stream within the operator's limits of time, and keep it as it came if he wants that."""
+    try:
+        machine = operator.machine(opening)
+    except SettingsError:  # said when all settings are read
+        machine = Settings()
+    channel.limit_silence(machine.idle_timeout_s)
+    channel.limit_time(machine.scan_timeout_s)
+    spool: Spool | None = None
+    if machine.spool:
+        spool = Spool(
+            machine.spool,
+            current_scan.get(),
+            machine.spool_scans,
+            machine.spool_mb << 20,
+            lambda text: receiver.log("WRN", text),
+        )
+        event("spool", file=spool.path)
+    channel.record(spool)
+    try:
+        yield
+    finally:
+        channel.record(None)
+        if spool is not None:
+            spool.close()
+
+
+def run_scan(source: Source, receiver: Receiver, operator: Operator, reconstruct: Reconstruct) -> int:
     """Read one scan, reconstruct it and answer, until everything is said. Failures are told, never raised.
 
     Parameters
     ----------
-    channel
-        Both directions.
-    opening
-        What was read of it already.
+    source
+        Where it comes from.
+    receiver
+        Who gets the images.
+    operator
+        What is set here.
     reconstruct
         `whorl.pipeline.reconstruct_scan`.
-    defaults
-        Properties of the operator; what the sender sets counts more.
-    paths
-        Whether the sender may set properties that name files; not if it is at the other end of a network.
-    send_close
-        Whether CLOSE is sent at the end, or by somebody else.
-    label
-        Put before each line of the log.
 
     Returns
     -------
     int
         0 all maps delivered, 1 nothing delivered, 3 something is degraded or missing.
     """
-    receiver = _Receiver(channel, opening.gadgetron, label)
-    source = _Source(channel)
     code = 1
+    header = source.opening.header.rstrip(b"\0")  # ICE and C++ clients count the NUL, XML readers do not
+    parameters = ""
     try:
-        parameters = "" if opening.gadgetron else source.parameters()
-        settings = _settings(opening, parameters, defaults or {}, paths)
-        # ICE and C++ clients count the NUL as a part of the header, XML readers do not.
-        header = opening.header.rstrip(b"\0")
+        parameters = source.parameters()
+        settings = operator.settings(source.opening, parameters, receiver.log)
         outcome = reconstruct(header, source.readouts(), settings, receiver.image, receiver.log)
         for text in outcome.failures:
             receiver.log("ERR", text)
         for text in outcome.notes:
             receiver.log("WRN", text)
         code = outcome.exit_code
-    except (ScanError, SettingsError, EndOfStream, wire.ProtocolError, wire.StreamTimeout) as error:
+    except (ScanError, SettingsError, EndOfStream, wire.ProtocolError, StreamTimeout) as error:
         receiver.log("ERR", str(error))
     except Exception as error:
         if receiver.gone:
-            logger.warning("%sgiven up: %s", label, error)
+            event("given up", logging.WARNING, text=str(error))
         else:
-            logger.exception("%sinternal error", label)
+            logger.exception("internal error")
             receiver.log("ERR", f"internal error: {type(error).__name__}: {error}")
     source.drain()
     if source.passed:
         counts = ", ".join(f"{n} × {kind}" for kind, n in source.passed.items())
         receiver.log("WRN", f"messages that are no readouts were ignored: {counts}")
         code = code or 3
-    receiver.finish(send_close)
-    if receiver.gone:
-        code = 1
-    elif receiver.failures:
-        code = code or 3
-    return code
+    if not receiver.delivered and operator.wants_error_image(source.opening, parameters):
+        _explain(receiver, header)
+    receiver.finish()
+    if receiver.gone or not receiver.delivered:
+        return 1
+    return code or (3 if receiver.failures else 0)
 
 
-def refuse(channel: wire.Channel, opening: Opening | None, text: str) -> None:
+def _explain(receiver: Receiver, header: bytes) -> None:
+    from whorl.maps.status import status_image
+    from whorl.scan.header import read_header
+
+    try:
+        space = read_header(header).recon
+    except ScanError:
+        space = None
+    try:
+        receiver.explain(status_image("; ".join(receiver.failures), space))
+    except ConnectionError as error:
+        event("given up", logging.WARNING, text=str(error))
+
+
+def refuse(channel: Channel, source: StreamSource | None, receiver: Receiver, text: str) -> None:
     """Tell a sender why its scan is not taken, read past what it sends, and close.
 
-    Without an `opening` the stream cannot be read past message by message; then it is discarded as bytes.
+    Without a `source` the stream cannot be read past message by message; then it is discarded as bytes.
     """
-    receiver = _Receiver(channel, opening is not None and opening.gadgetron, "")
     receiver.log("ERR", text)
-    if opening is not None:
-        source = _Source(channel)
+    if source is not None:
         source.drain()
-    receiver.finish(send_close=True)
+    receiver.finish()
     channel.linger(LINGER_S)

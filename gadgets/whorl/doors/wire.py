@@ -1,4 +1,4 @@
-"""Framing of MRD version 1: bytes of a socket <-> typed messages.
+"""Framing of MRD version 1: bytes of a channel <-> typed messages.
 
 Whatever a length field announces is checked against a limit before memory is taken or bytes are
 waited for.
@@ -8,21 +8,15 @@ Letters: C coils, S samples, D trajectory columns.
 
 from __future__ import annotations
 
-import selectors
-import socket
 import struct
-import threading
-import time
 import xml.etree.ElementTree as ET
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ismrmrd
 import numpy as np
-from numpy.typing import NDArray
 
-from whorl.scan.failure import EndOfStream
+from whorl.doors.transport import Channel
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
 CONFIG_FILE = 1
@@ -40,8 +34,10 @@ MAX_HEADER_BYTES = 4 << 20
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 1 << 20
 MAX_CHANNELS = 1024
+#: The most samples that the header of a readout can say.
+MAX_SAMPLES = 65535
 MAX_TRAJECTORY_DIMENSIONS = 4
-#: 65535 samples (the largest that the header can say) of 512 coils; also the bound of an image or a waveform.
+#: The most samples of 512 coils; also the bound of an image or a waveform.
 MAX_ARRAY_BYTES = 256 << 20
 
 _UINT16 = struct.Struct("<H")
@@ -72,10 +68,6 @@ assert _WAVEFORM_HEAD.itemsize == 40
 
 class ProtocolError(ValueError):
     """Bytes that are not MRD version 1, or more of them than is accepted; the stream cannot be read on."""
-
-
-class StreamTimeout(TimeoutError):  # noqa: N818 - as TimeoutError
-    """The peer was silent for too long; the text says for how long and what was being read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +114,7 @@ class ImageMessage:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A message that was read past: a waveform, or an image nobody asked for."""
+    """A message that was read past: a waveform, an image nobody asked for, a readout that is too large."""
 
     kind: str
 
@@ -133,129 +125,6 @@ class Close:
 
 
 Message = ConfigName | ConfigText | HeaderText | Text | Error | ImageMessage | Skipped | Close | Readout
-
-
-class Channel:
-    """A connected socket from which exact numbers of bytes are read and to which whole messages are written.
-
-    One thread reads; any thread may write.
-
-    Parameters
-    ----------
-    connection
-        The socket; whoever made it closes it.
-    timeout_s
-        Longest silence while reading, and longest time a write may wait for the peer; None: no limit.
-    """
-
-    def __init__(self, connection: socket.socket, timeout_s: float | None = None) -> None:
-        self._socket = connection
-        self._timeout_s = timeout_s
-        self._write_lock = threading.Lock()
-        self._buffer = np.empty(0, np.uint8)
-        self._deadline: float | None = None
-        self.n_readouts = 0
-        self.n_bytes = 0
-        connection.settimeout(timeout_s)
-
-    def limit_time(self, seconds: float | None) -> None:
-        """Let all further reads together take at most so long; None lifts the limit."""
-        self._deadline = None if seconds is None else time.monotonic() + seconds
-        if seconds is None:
-            self._socket.settimeout(self._timeout_s)
-
-    def _receive(self, view: memoryview, what: str) -> int:
-        wait_s = self._timeout_s
-        if self._deadline is not None:
-            left_s = self._deadline - time.monotonic()
-            if left_s <= 0:
-                # A peer that sends a byte now and then never falls silent.
-                raise StreamTimeout(f"the time was over after {self.n_readouts} readouts: expected {what}")
-            wait_s = left_s if wait_s is None else min(wait_s, left_s)
-            self._socket.settimeout(wait_s)
-        try:
-            n = self._socket.recv_into(view)
-        except TimeoutError as error:
-            raise StreamTimeout(
-                f"nothing was received for {wait_s:.3g} s after {self.n_readouts} readouts: expected {what}"
-            ) from error
-        except OSError as error:
-            raise EndOfStream(
-                f"the connection broke after {self.n_readouts} readouts, expected {what}: {error}"
-            ) from error
-        self.n_bytes += n
-        return n
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when there is something to read, or the end, or after `timeout_s`."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ)
-            selector.select(timeout_s)
-
-    def read_into(self, view: memoryview, what: str) -> None:
-        """Fill `view`.
-
-        Raises
-        ------
-        EndOfStream
-            If the stream ends first; the text names `what` was read and after how many readouts.
-        StreamTimeout
-            If the peer is silent for too long.
-        """
-        at, size = 0, len(view)
-        while at < size:
-            n = self._receive(view[at:], what)
-            if n == 0:
-                raise EndOfStream(
-                    f"the stream ended before CLOSE, after {self.n_readouts} readouts: "
-                    f"expected {what}, {size} bytes, got {at}"
-                )
-            at += n
-
-    def read(self, size: int, what: str) -> bytearray:
-        """Read `size` bytes; errors as `read_into`. Check `size` against a limit first."""
-        data = bytearray(size)
-        self.read_into(memoryview(data), what)
-        return data
-
-    def read_reused(self, size: int, what: str) -> NDArray[np.uint8]:
-        """Read `size` bytes into a buffer that the next call overwrites; errors as `read_into`."""
-        if self._buffer.size < size:
-            self._buffer = np.empty(size, np.uint8)
-        view = self._buffer[:size]
-        self.read_into(view.data, what)
-        return view
-
-    def skip(self, size: int, what: str) -> None:
-        """Read past `size` bytes without keeping them; errors as `read_into`."""
-        chunk = 1 << 20
-        while size > 0:
-            self.read_reused(min(size, chunk), what)
-            size -= chunk
-
-    def write(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Send one message as a whole; `OSError` if the peer is gone or does not read."""
-        data = b"".join(parts)
-        with self._write_lock:
-            self._socket.sendall(data)
-
-    def linger(self, seconds: float, limit_bytes: int = 1 << 30) -> None:
-        """End writing, then discard what still comes until the peer closes, within bounds.
-
-        A socket that is closed with unread bytes answers with a TCP reset, and the reset can overtake
-        the last texts on their way to the peer.
-        """
-        with suppress(OSError, EndOfStream):
-            self._socket.shutdown(socket.SHUT_WR)
-            self.limit_time(seconds)
-            scratch = memoryview(bytearray(1 << 16))
-            while limit_bytes > 0 and (n := self._receive(scratch, "the end")):
-                limit_bytes -= n
-
-    def interrupt(self) -> None:
-        """Let a read that waits in another thread end as if the peer had stopped sending."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)
 
 
 def _check(what: str, limit: int, got: int, unit: str = "bytes") -> None:
@@ -273,13 +142,20 @@ def _readable(text: bytes) -> str:
     return text.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _read_acquisition(channel: Channel) -> Readout:
+def _read_acquisition(channel: Channel, n_announced: int) -> Readout | Skipped:
     raw = channel.read(HEAD_DTYPE.itemsize, "the header of an acquisition")
     n_samples, n_coils, n_columns = (_UINT16.unpack_from(raw, at)[0] for at in _ACQUISITION_FIELDS)
     _check("an acquisition", MAX_CHANNELS, n_coils, "active channels")
     _check("an acquisition", MAX_TRAJECTORY_DIMENSIONS, n_columns, "trajectory dimensions")
     split, size = 4 * n_samples * n_columns, 4 * n_samples * (n_columns + 2 * n_coils)
     _check("an acquisition", MAX_ARRAY_BYTES, size)
+    if n_announced and n_samples * n_coils > MAX_SAMPLES * n_announced:
+        channel.skip(size, "the samples of an acquisition")
+        channel.n_readouts += 1
+        return Skipped(
+            f"readout of {n_coils} coils × {n_samples} samples, more than {n_announced} receiverChannels "
+            f"of the header can have"
+        )
     samples = channel.read_reused(size, "the samples of an acquisition")
     channel.n_readouts += 1
     return Readout(
@@ -321,7 +197,9 @@ def _read_waveform(channel: Channel) -> Skipped:
     return Skipped("waveform")
 
 
-def read_message(channel: Channel, *, keep_images: bool = False) -> Message:
+def read_message(
+    channel: Channel, *, first: bytes = b"", keep_images: bool = False, n_announced: int = 0
+) -> Message:
     """Read the next message.
 
     A `Readout` is a view of the channel's buffer and valid until the next call.
@@ -330,8 +208,13 @@ def read_message(channel: Channel, *, keep_images: bool = False) -> Message:
     ----------
     channel
         Where it comes from.
+    first
+        Its id, if that was read already.
     keep_images
         Whether an image is returned, or read past as waveforms are.
+    n_announced
+        Receiver channels that the MRD header announces, 0 if it does not: a readout that is larger than these
+        can be is read past.
 
     Raises
     ------
@@ -342,9 +225,9 @@ def read_message(channel: Channel, *, keep_images: bool = False) -> Message:
     StreamTimeout
         If the peer is silent for too long.
     """
-    (message_id,) = _UINT16.unpack(channel.read(2, "a message"))
+    (message_id,) = _UINT16.unpack(first or channel.read(2, "a message"))
     if message_id == ACQUISITION:
-        return _read_acquisition(channel)
+        return _read_acquisition(channel, n_announced)
     if message_id == CLOSE:
         return Close()
     if message_id == TEXT:
@@ -368,20 +251,15 @@ def read_message(channel: Channel, *, keep_images: bool = False) -> Message:
     )
 
 
-def _write_string(
-    channel: Channel,
-    message_id: int,
-    text: str | bytes,
-    limit: int,
-    end: bytes = b"\0",
-    length: struct.Struct = _UINT32,
-) -> None:
+def _string(
+    message_id: int, text: str | bytes, limit: int, end: bytes = b"\0", length: struct.Struct = _UINT32
+) -> bytes:
     raw = (text.encode("utf-8", "replace") if isinstance(text, str) else text).rstrip(b"\0") + end
     if len(raw) > limit:
         raise ProtocolError(
             f"a text for message id {message_id} has {len(raw)} bytes: expected at most {limit}"
         )
-    channel.write(_UINT16.pack(message_id), length.pack(len(raw)), raw)
+    return _UINT16.pack(message_id) + length.pack(len(raw)) + raw
 
 
 def write_config_name(channel: Channel, name: str) -> None:
@@ -395,22 +273,27 @@ def write_config_name(channel: Channel, name: str) -> None:
 
 def write_config_text(channel: Channel, text: str | bytes, *, terminate: bool = True) -> None:
     """Send a configuration; with a NUL at its end as all but Gadgetron do. `ProtocolError` if too long."""
-    _write_string(channel, CONFIG, text, MAX_CONFIG_BYTES, b"\0" if terminate else b"")
+    channel.write(_string(CONFIG, text, MAX_CONFIG_BYTES, b"\0" if terminate else b""))
 
 
 def write_header(channel: Channel, xml: str | bytes, *, terminate: bool = True) -> None:
     """Send the MRD header; with a NUL at its end as all but Gadgetron do. `ProtocolError` if too long."""
-    _write_string(channel, HEADER, xml, MAX_HEADER_BYTES, b"\0" if terminate else b"")
+    channel.write(_string(HEADER, xml, MAX_HEADER_BYTES, b"\0" if terminate else b""))
+
+
+def gadgetron_opening(config: bytes, header: bytes) -> bytes:
+    """What Gadgetron sends first, from what the `gadgetron` package made of it."""
+    return _string(CONFIG, config, MAX_CONFIG_BYTES, b"") + _string(HEADER, header, MAX_HEADER_BYTES, b"")
 
 
 def write_text(channel: Channel, text: str) -> None:
     """Send a text, NUL-terminated; the NUL counts in its length. Never to Gadgetron."""
-    _write_string(channel, TEXT, text, MAX_TEXT_BYTES)
+    channel.write(_string(TEXT, text, MAX_TEXT_BYTES))
 
 
 def write_error(channel: Channel, text: str) -> None:
     """Send a failure to Gadgetron, after its CLOSE was read. Never to an MRD client: it would abort."""
-    _write_string(channel, ERROR, text, MAX_TEXT_BYTES, b"", _UINT64)
+    channel.write(_string(ERROR, text, MAX_TEXT_BYTES, b"", _UINT64))
 
 
 def write_close(channel: Channel) -> None:

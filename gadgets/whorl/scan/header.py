@@ -114,3 +114,17 @@ def _space(space: object, name: str) -> Space:
     if not all(0 < edge < 1e5 for edge in fov_mm[:2]):
         raise ScanError(f"{name} of the MRD header has a field of view of {fov_mm} mm: expected more than 0")
     return Space(matrix, fov_mm)  # type: ignore[arg-type]
+
+
+def patient_of(xml: bytes) -> dict[str, str]:
+    """Id and name of the patient, as far as they can be read: for an operator who wants them in the log."""
+    if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
+        return {}
+    try:
+        subject = ET.fromstring(xml.rstrip(b"\0 \r\n\t")).find("{*}subjectInformation")
+    except (ET.ParseError, ValueError, LookupError):
+        return {}
+    if subject is None:
+        return {}
+    texts = {name: (subject.findtext(f"{{*}}{name}") or "").strip() for name in ("patientID", "patientName")}
+    return {name: text for name, text in texts.items() if text}
