@@ -52,7 +52,7 @@ def captured(scan: Path, properties: dict[str, Any]) -> tuple[SliceBuffer, Encod
     found: list[Any] = []
 
     class Pipeline(pipeline._Scan):
-        def _reconstruct(self, number: int, buffer: SliceBuffer, arrived: float) -> None:
+        def _reconstruct(self, number: int, buffer: SliceBuffer, arrived: float, lost: str) -> None:
             assert self._dictionary is not None
             dictionary = self._dictionary.result()
             kspace = buffer.finish(dictionary.basis)

@@ -7,6 +7,7 @@ to `whorl.reconstruction.reconstruct_slice`, in a thread of its own.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ from whorl.reconstruction import Encoding, SliceResult, encode, is_tuned, recons
 from whorl.scan import resolve
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.header import Header, read_header
-from whorl.scan.integrity import Tally, usable
+from whorl.scan.integrity import Tally, UnusableScan, usable
 from whorl.scan.readout import Flag, Readout
 from whorl.scan.train import Train
 from whorl.scan.transmit import read_b1_map
@@ -42,8 +43,13 @@ _OUTSIDE = 0.1
 _LONGEST_TRAIN = 10_000
 #: Timepoints below which an undersampled train hardly tells tissues apart.
 _SHORT_TRAIN = 50
+#: Slices that are complete and not sent yet; while there are more, no readouts are taken.
+_HANDED_OVER = 2
+#: Slices that can be open at once: damaged slice numbers must not fill the memory.
+_MOST_OPEN = 1024
 #: Reasons of the tally that are no loss.
 _HARMLESS = ("came twice",)
+_STRAY = "of a slice that the header does not announce were dropped"
 
 LogText = Callable[[str, str], None]
 #: Takes the number of a slice and everything that is known about it.
@@ -117,14 +123,18 @@ class _Scan:
         # Slices that were handed over or given up, with the digests of their timepoints.
         self._done: dict[int, NDArray[np.int64]] = {}
         self._latest: int | None = None
+        # A slice that one readout has named since, and whether it was known before.
+        self._other: tuple[int, bool] | None = None
         self._interleaved = False
+        self._n_imaging = 0
         self._compared: NDArray[np.bool_] | None = None
         self._encoding: tuple[NDArray[np.float32], Encoding] | None = None  # of the latest slice
         self._delivered = 0
         self._failures: list[str] = []
         self._notes: list[str] = []
         self._scan_notes: list[str] = []  # those that concern each slice
-        self._jobs: list[Future[None]] = []
+        self._jobs: list[Future[None]] = []  # those that may not be done yet
+        self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
         self._worker = ThreadPoolExecutor(1, "whorl-slice")
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary")
@@ -161,29 +171,20 @@ class _Scan:
             if self._latest is None:  # later ones would not be used
                 self._noise.add(readout.data)
             return
-        if not readout.data.shape[0]:
-            raise ScanError("the readouts have no coils: expected at least one active channel")
-        if not readout.data.shape[1]:
-            raise ScanError("the readouts have no samples left: expected some between discard_pre and _post")
-        if not readout.trajectory.shape[1]:
-            raise ScanError(
-                "the readouts carry no trajectory: expected kx, ky for each sample, attached to the data"
-            )
-        if readout.head["idx"]["kspace_encode_step_2"]:
-            raise ScanError(
-                "the readouts number partitions (kspace_encode_step_2): only 2D scans are reconstructed"
-            )
         number = int(readout.head["idx"]["slice"])
+        self._n_imaging += 1
         if self._latest is None:
             self._whiten(readout.data.shape[0])
-        elif number != self._latest:
-            self._leave(self._latest, number)
-        self._latest = number
+            self._latest = number
+        self._follow(self._latest, number)
         if number in self._done:
             self._count_late(readout, self._done[number])
             return
         buffer = self._slices.get(number)
         if buffer is None:
+            if len(self._slices) >= _MOST_OPEN:
+                self.tally[f"beyond {_MOST_OPEN} slices that were open at once were dropped"] += 1
+                return
             buffer = SliceBuffer(
                 readout,
                 self._whitening,
@@ -228,10 +229,22 @@ class _Scan:
             return False
         return buffer.flagged if self._early is None else self._early.n_timepoints == announced
 
-    def _leave(self, number: int, following: int) -> None:
-        """A readout of another slice follows: the one before may be over."""
-        if following in self._slices or following in self._done:
-            self._interleaved = True
+    def _follow(self, latest: int, number: int) -> None:
+        """Notice where the slice changes.
+
+        One readout between two of the same slice changes nothing: its slice number may be damaged.
+        """
+        if self._other is not None and number != latest:
+            other, known = self._other
+            self._leave(latest, known)
+            self._latest = latest = other
+        self._other = None
+        if number != latest:
+            self._other = number, number in self._slices or number in self._done
+
+    def _leave(self, number: int, to_known: bool) -> None:
+        """Another slice has followed, perhaps one that was there before: the one before may be over."""
+        self._interleaved |= to_known
         buffer = self._slices.get(number)
         if buffer is None or self._interleaved:
             return
@@ -272,7 +285,8 @@ class _Scan:
     def _check_outside(self) -> None:
         assert self._train is not None
         T = self._train.n_timepoints
-        if self.tally["with a timepoint outside the train were dropped"] > max(_OUTSIDE * T, 1):
+        outside = self.tally["with a timepoint outside the train were dropped"]
+        if outside > max(_OUTSIDE * max(T, self._n_imaging), 1):
             raise ScanError(
                 f"more than {_OUTSIDE:.0%} of the timepoints lie outside the train of {T} "
                 f"({self._train.source}): it cannot be the one that was played. Set property sequence"
@@ -280,6 +294,11 @@ class _Scan:
 
     def _whiten(self, n_coils: int) -> None:
         """Whitening matrix of the noise readouts that came before the first image data."""
+        n_readouts = self._noise.n_usable(n_coils)
+        if others := self._noise.n_readouts - n_readouts:
+            self.tally[f"of noise, which have not the {n_coils} coils of the image data, were dropped"] += (
+                others
+            )
         if self._settings.whiten == "off" or not self._noise.n_readouts:
             why = "whiten=off" if self._settings.whiten == "off" else "no noise readouts"
             self._log("DBG", f"not whitened: {why}")
@@ -289,7 +308,7 @@ class _Scan:
         except ValueError as error:
             self._note(f"{error}: not whitened", each_slice=True)
             return
-        self._log("DBG", f"{n_coils} coils whitened by {self._noise.n_readouts} noise readouts")
+        self._log("DBG", f"{n_coils} coils whitened by {n_readouts} noise readouts")
 
     def _find_train(self, buffer: SliceBuffer) -> tuple[Train, str]:
         return resolve.resolve_train(
@@ -329,7 +348,8 @@ class _Scan:
         if not self._overridden:
             # What was interpolated may turn out otherwise in another slice.
             self._compared = np.full(train.n_timepoints, "interpolated" not in train.source)
-            self._compared[resolve.timepoints(buffer.heads, counter)] = True
+            t = resolve.timepoints(buffer.heads, counter)
+            self._compared[t[(t >= 0) & (t < train.n_timepoints)]] = True
         for other in self._slices.values():
             self._number(other)
 
@@ -361,11 +381,30 @@ class _Scan:
     # --- Reconstruction ------------------------------------------------------------------------
 
     def _finish_slice(self, number: int) -> None:
+        """Hand a slice over, once there is room: until then no further readouts are taken."""
+        arrived = time.monotonic()
+        self._handed_over.acquire()
         buffer = self._slices.pop(number)
         self._done[number] = buffer.digests
-        self._jobs.append(self._worker.submit(self._reconstruct, number, buffer, time.monotonic()))
+        lost = self._lost(number, buffer)
+        job = self._worker.submit(self._reconstruct, number, buffer, arrived, lost)
+        job.add_done_callback(lambda _: self._handed_over.release())
+        self._jobs = [*(other for other in self._jobs if not other.done()), job]
 
-    def _reconstruct(self, number: int, buffer: SliceBuffer, arrived: float) -> None:
+    def _is_announced(self, number: int) -> bool:
+        announced = self._header.n_slices_announced
+        return not announced or number < announced
+
+    def _lost(self, number: int, buffer: SliceBuffer) -> str:
+        """What is known of readouts that a slice lacks."""
+        counts = self.tally.of_slice(number, but=_HARMLESS)
+        unknown = len(buffer.digests) - buffer.n_seen - counts.total()
+        strays = sum(b.n_arrived for n, b in self._slices.items() if not self._is_announced(n))
+        if self._is_announced(number) and min(unknown, strays) > 0:
+            counts[_STRAY] = min(unknown, strays)
+        return ", ".join(f"{n} {reason.removesuffix(' were dropped')}" for reason, n in counts.items())
+
+    def _reconstruct(self, number: int, buffer: SliceBuffer, arrived: float, lost: str) -> None:
         """Reconstruct and send one slice; what goes wrong stays with this slice."""
         try:
             assert self._dictionary is not None
@@ -387,7 +426,10 @@ class _Scan:
                     "degraded", f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
                 )
             if buffer.n_seen < T:
-                result.remark("degraded", f"{T - buffer.n_seen} of {T} readouts are missing")
+                why = f": {lost}" if lost else ""
+                result.remark("degraded", f"{T - buffer.n_seen} of {T} readouts are missing{why}")
+            elif lost:
+                result.remark("degraded", f"of the readouts, {lost}")
             result.seconds = {
                 "dictionary": waited - arrived,
                 "fold": folded - waited,
@@ -440,7 +482,7 @@ class _Scan:
             self._resolve_at_the_end(ended_early)
         assert self._train is not None
         T = self._train.n_timepoints
-        failed = set()
+        short = {}
         for number in sorted(self._slices):
             seen, arrived = self._slices[number].n_seen, self._slices[number].n_arrived
             if self._counter == "arrival" and arrived != T:
@@ -450,7 +492,14 @@ class _Scan:
             else:
                 self._finish_slice(number)
                 continue
-            del self._slices[number]
+            lost = self._lost(number, self._slices[number])
+            short[number] = f"{why}: {lost}" if lost else why
+        failed = set()
+        for number, why in short.items():
+            n_arrived = self._slices.pop(number).n_arrived
+            if self._done and not self._is_announced(number):
+                self.tally[_STRAY] += n_arrived
+                continue
             failed.add(number)
             self._fail(f"slice {number} failed: {why}")
         for job in self._jobs:
@@ -485,7 +534,10 @@ class _Scan:
         assert first_error is not None
         text = str(first_error)
         T = self._early.n_timepoints if self._early else self._header.n_timepoints_announced
-        most = max(buffer.n_waiting for buffer in self._slices.values())
+        fullest = max(self._slices, key=lambda number: self._slices[number].n_waiting)
+        most = self._slices[fullest].n_waiting
+        if lost := self._lost(fullest, self._slices[fullest]):
+            text = f"{text}; lost were {lost}"
         if most < self._settings.min_readouts * T:
             # That comes first: the counters may not be at fault.
             least = f"{self._settings.min_readouts:.0%}"
@@ -510,7 +562,7 @@ class _Scan:
 
 
 def find_train(header_xml: bytes, readouts: Iterable[Readout], settings: Settings) -> Train:
-    """The train that a scan would be reconstructed with, from its first slice.
+    """The train that a scan would be reconstructed with, from its fullest slice.
 
     Raises
     ------
@@ -526,7 +578,7 @@ def find_train(header_xml: bytes, readouts: Iterable[Readout], settings: Setting
 def find_train_and_counter(
     header_xml: bytes, readouts: Iterable[Readout], settings: Settings
 ) -> tuple[Train, str]:
-    """The train of a scan and the name of the counter of its timepoints, from its first slice.
+    """The train of a scan and the name of the counter of its timepoints, from its fullest slice.
 
     Raises
     ------
@@ -541,16 +593,16 @@ def find_train_and_counter(
         if overridden
         else resolve.train_from_header(header, inversion)
     )
-    heads: list[np.void] = []
+    heads: dict[int, list[np.void]] = {}
     for readout in usable(readouts, Tally()):
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
             continue
-        if not heads or readout.head["idx"]["slice"] == heads[0]["idx"]["slice"]:
-            heads.append(readout.head.copy())
+        heads.setdefault(int(readout.head["idx"]["slice"]), []).append(readout.head.copy())
     if not heads:
         raise ScanError("no imaging readouts: the train cannot be told")
     coverage = min(resolve.COVERAGE, settings.min_readouts)
-    return resolve.resolve_train(early, overridden, np.array(heads), settings.timepoint, inversion, coverage)
+    fullest = np.array(max(heads.values(), key=len))
+    return resolve.resolve_train(early, overridden, fullest, settings.timepoint, inversion, coverage)
 
 
 class _Arrivals:
@@ -611,6 +663,8 @@ def reconstruct_scan(
         while True:
             try:
                 readout = next(source, None)
+            except UnusableScan:
+                raise
             except (EndOfStream, ScanError) as error:
                 ended_early = f"the stream ended early: {error}"
                 break

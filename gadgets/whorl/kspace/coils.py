@@ -9,20 +9,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Numbers of coils that are kept apart: one is the scan's, the others are damaged readouts.
+_COIL_NUMBERS = 4
+
 
 class NoiseStatistics:
-    """Covariance of noise readouts, summed up as they arrive."""
+    """Covariance of noise readouts, summed up as they arrive.
+
+    What the number of coils is is told by the image data, which come later: noise with another one
+    is not used.
+    """
 
     def __init__(self) -> None:
         self.n_readouts = 0
-        self._sums: dict[int, tuple[np.ndarray, int]] = {}  # by number of coils: sum of n nᴴ, samples
+        # By number of coils: sum of n nᴴ, samples, readouts.
+        self._sums: dict[int, tuple[np.ndarray, int, int]] = {}
 
     def add(self, noise: np.ndarray) -> None:
         """Count one readout `(C, S)`."""
-        C, S = noise.shape
-        total, samples = self._sums.get(C, (np.zeros((C, C), dtype=np.complex128), 0))
-        self._sums[C] = (total + noise @ noise.conj().T, samples + S)
         self.n_readouts += 1
+        C, S = noise.shape
+        if C not in self._sums and len(self._sums) == _COIL_NUMBERS:
+            return
+        total, samples, n = self._sums.get(C, (np.zeros((C, C), dtype=np.complex128), 0, 0))
+        self._sums[C] = (total + noise @ noise.conj().T, samples + S, n + 1)
+
+    def n_usable(self, n_coils: int) -> int:
+        """Readouts with this number of coils."""
+        return self._sums[n_coils][2] if n_coils in self._sums else 0
 
     def covariance(self, n_coils: int) -> Tensor:
         """Covariance `(C, C)` of `n_coils` coils.
@@ -32,7 +46,7 @@ class NoiseStatistics:
         ValueError
             If there are fewer than four samples for each coil.
         """
-        total, samples = self._sums.get(n_coils, (np.zeros((n_coils, n_coils)), 0))
+        total, samples, _ = self._sums.get(n_coils, (np.zeros((n_coils, n_coils)), 0, 0))
         if samples < 4 * n_coils:
             raise ValueError(f"the noise readouts hold {samples} usable samples for {n_coils} coils")
         return torch.from_numpy((total / samples).astype(np.complex64))

@@ -229,15 +229,17 @@ class SliceBuffer:
         assert self._place is not None
         if not self._heads:
             return
-        first = len(self._timepoint)
+        first, number = len(self._timepoint), int(self.head["idx"]["slice"])
         for offset, t in enumerate(self._place(self.heads).tolist()):
             its_digest = self._digests[first + offset]
             if not 0 <= t < self._n_timepoints:
-                tally["with a timepoint outside the train were dropped"] += 1
+                tally.lose("with a timepoint outside the train were dropped", number)
                 t = -1
             elif t in self._seen:
                 same = self._seen[t] == its_digest
-                tally["came twice" if same else "came again with other data; the first one counts"] += 1
+                tally.lose(
+                    "came twice" if same else "came again with other data; the first one counts", number
+                )
                 t = -1
             else:
                 self._seen[t] = its_digest

@@ -6,18 +6,37 @@ Letters: C coils, S samples, D trajectory columns.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
+from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING, Flag, Readout
 
-#: Readouts by whose majority the size of a scan's readouts is settled.
+#: Readouts by whose majority it is settled how a scan's readouts are.
 _VOTERS = 16
 
 
+class UnusableScan(ScanError):  # noqa: N818 - as `EndOfStream`
+    """Most of the readouts are of a kind that cannot be reconstructed."""
+
+
 class Tally(Counter[str]):
-    """Readouts that were not used, counted by reason."""
+    """Readouts that were not used, counted by reason; `by_slice` counts those that tell their slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_slice: dict[int, Counter[str]] = {}
+
+    def lose(self, reason: str, slice_number: int) -> None:
+        """Count one readout that carries the number of a slice."""
+        self[reason] += 1
+        self.by_slice.setdefault(slice_number, Counter())[reason] += 1
+
+    def of_slice(self, number: int, but: Collection[str] = ()) -> Counter[str]:
+        """Counts of one slice, without some reasons."""
+        counts = self.by_slice.get(number, Counter())
+        return Counter({reason: count for reason, count in counts.items() if reason not in but})
 
     def sentences(self) -> list[str]:
         """One remark for each reason, in the order in which they came up."""
@@ -41,33 +60,85 @@ def kept(readout: Readout) -> Readout:
     return Readout(readout.head.copy(), readout.trajectory.copy(), readout.data.copy())
 
 
+_Shape = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _shape(readout: Readout) -> _Shape:
+    return readout.data.shape, readout.trajectory.shape
+
+
+def _check_shape(shape: _Shape) -> None:
+    (n_coils, n_samples), (_, n_columns) = shape
+    if not n_coils:
+        raise UnusableScan("the readouts have no coils: expected at least one active channel")
+    if not n_samples:
+        raise UnusableScan("the readouts have no samples left: expected some between discard_pre and _post")
+    if not n_columns:
+        raise UnusableScan(
+            "the readouts carry no trajectory: expected kx, ky for each sample, attached to the data"
+        )
+
+
+_PARTITIONS = "the readouts number partitions (kspace_encode_step_2): only 2D scans are reconstructed"
+
+
+def _is_numbered(readout: Readout) -> bool:
+    return bool(readout.head["idx"]["kspace_encode_step_2"])
+
+
+class _Partitions:
+    """Readouts with a partition number: a few are damaged, many are a 3D scan."""
+
+    def __init__(self) -> None:
+        self._total = self._numbered = 0
+
+    def has(self, readout: Readout) -> bool:
+        self._total += 1
+        numbered = _is_numbered(readout)
+        self._numbered += numbered
+        if numbered and self._total >= _VOTERS and 2 * self._numbered >= self._total:
+            raise UnusableScan(_PARTITIONS)
+        return numbered
+
+
 def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
     """Noise and imaging readouts that are whole; the others are counted in `tally`.
 
     The size of an imaging readout (coils, samples, trajectory columns) is what most of the first
-    ones have; others are dropped, as is whatever is not finite. Navigators and the like are passed
-    over without a count: they are no loss.
+    ones have; others are dropped, as is whatever is not finite or numbers a partition. Navigators and
+    the like are passed over without a count: they are no loss.
 
     Exceptions of `readouts` come after what had been read before them.
+
+    Raises
+    ------
+    UnusableScan
+        If most of the readouts have no coils, samples or trajectory, or number partitions.
     """
     waiting: list[Readout] = []
-    shape: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    shape: _Shape | None = None
+    partitions = _Partitions()
+
+    def vote() -> Iterator[Readout]:
+        nonlocal shape
+        shape = Counter(_shape(r) for r in waiting).most_common(1)[0][0]
+        _check_shape(shape)
+        if 2 * sum(map(_is_numbered, waiting)) > len(waiting):
+            raise UnusableScan(_PARTITIONS)
+        yield from (r for r in waiting if fits(r))
+        waiting.clear()
 
     def fits(readout: Readout) -> bool:
-        if (readout.data.shape, readout.trajectory.shape) != shape:
-            tally["of the wrong size were dropped"] += 1
-            return False
-        return finite(readout)
-
-    def finite(readout: Readout) -> bool:
-        if np.isfinite(readout.data).all() and np.isfinite(readout.trajectory).all():
+        number = int(readout.head["idx"]["slice"])
+        if _shape(readout) != shape:
+            tally.lose("of the wrong size were dropped", number)
+        elif partitions.has(readout):
+            tally.lose("with a partition number (kspace_encode_step_2) were dropped", number)
+        elif not _is_finite(readout):
+            tally.lose(_NOT_FINITE, number)
+        else:
             return True
-        tally["with values that are not finite were dropped"] += 1
         return False
-
-    def vote() -> None:
-        nonlocal shape
-        shape = Counter((r.data.shape, r.trajectory.shape) for r in waiting).most_common(1)[0][0]
 
     source = iter(readouts)
     failure: Exception | None = None
@@ -80,20 +151,26 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
             failure = error
             break
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
-            if finite(readout):
+            if _is_finite(readout):
                 yield readout
+            else:
+                tally[_NOT_FINITE] += 1
         elif not readout.flags & NOT_IMAGING:
             readout = trimmed(readout)
             if shape is None:
                 waiting.append(kept(readout))
                 if len(waiting) == _VOTERS:
-                    vote()
-                    yield from (r for r in waiting if fits(r))
-                    waiting.clear()
+                    yield from vote()
             elif fits(readout):
                 yield readout
     if waiting:
-        vote()
-        yield from (r for r in waiting if fits(r))
+        yield from vote()
     if failure is not None:
         raise failure
+
+
+_NOT_FINITE = "with values that are not finite were dropped"
+
+
+def _is_finite(readout: Readout) -> bool:
+    return bool(np.isfinite(readout.data).all() and np.isfinite(readout.trajectory).all())

@@ -23,6 +23,8 @@ from whorl.scan.train import Train
 COUNTERS = ("user_int", "repetition", "contrast", "set")
 #: Share of the timepoints that a counter must reach to be taken for the timepoint counter.
 COVERAGE = 0.9
+#: Share of a slice's readouts, or one of them, whose counters may be damaged.
+_DAMAGED = 0.01
 
 
 def inversion_time(header: Header, inversion_time_ms: float) -> float | None:
@@ -163,7 +165,8 @@ def find_counter(heads: NDArray[np.void], T: int | None, choice: str, coverage: 
     """Name of the counter that numbers the timepoints of one slice.
 
     It is the first of `COUNTERS` whose values lie in [0, T) and cover at least the share `coverage`
-    of it. Where T is not known (``None``), it is the first that tells nearly all readouts apart.
+    of it. Where T is not known (``None``), it is the first that tells nearly all readouts apart. If there
+    is none, it is the first that does so but for a few damaged readouts.
 
     Raises
     ------
@@ -177,15 +180,14 @@ def find_counter(heads: NDArray[np.void], T: int | None, choice: str, coverage: 
             )
         return choice
     tried = COUNTERS if choice == "auto" else (choice,)
+    for n_damaged in (0, max(1, int(_DAMAGED * len(heads)))):
+        for counter in tried:
+            if train_length(_values(heads, counter), T, coverage, n_damaged):
+                return counter
     seen = []
     for counter in tried:
         values = _values(heads, counter)
-        distinct = len(np.unique(values))
-        length = T if T is not None else int(values.max()) + 1
-        enough = coverage * (length if T is not None else max(length, len(heads), 2))
-        if values.min() >= 0 and values.max() < length and distinct >= enough:
-            return counter
-        seen.append(f"{counter} has {distinct} values from {values.min()} to {values.max()}")
+        seen.append(f"{counter} has {len(np.unique(values))} values from {values.min()} to {values.max()}")
     wanted = (
         f"at least {coverage:.0%} of [0, {T}), the length of the train,"
         if T is not None
@@ -198,6 +200,39 @@ def find_counter(heads: NDArray[np.void], T: int | None, choice: str, coverage: 
     )
 
 
+def train_length(
+    values: NDArray[np.int64], T: int | None, coverage: float = COVERAGE, n_damaged: int | None = None
+) -> int:
+    """Length of the train that a counter's values number; 0 if they do not.
+
+    Parameters
+    ----------
+    values
+        `(R,)` values of one slice.
+    T
+        The length if it is known.
+    coverage
+        Share of the timepoints that must be there.
+    n_damaged
+        Values that may lie outside; ``None``: as many as may be damaged.
+    """
+    n_damaged = max(1, int(_DAMAGED * len(values))) if n_damaged is None else n_damaged
+    there = np.unique(values)
+    for n in range(n_damaged + 1):
+        inside = there[there >= 0]
+        if T is None:
+            inside = inside[: max(len(inside) - n, 0)]
+        length = T if T is not None else int(inside.max(initial=-1)) + 1
+        inside = inside[inside < length]
+        outside = values[(values < 0) | (values >= length)]
+        enough = coverage * (length if T is not None else max(length, len(values), 2))
+        # Values that go on beyond an end are not damaged: they number another train.
+        goes_on = length in outside or -1 in outside
+        if length and len(inside) >= enough and len(outside) <= n_damaged and not goes_on:
+            return length
+    return 0
+
+
 def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np.int64]) -> None:
     """Compare a train with ``user_int`` of the readouts.
 
@@ -208,6 +243,9 @@ def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np
     """
     if not _has_user_train(heads):
         return
+    inside = timepoint < train.n_timepoints  # what lies outside is dropped
+    inside &= timepoint >= 0
+    heads, timepoint = heads[inside], timepoint[inside]
     for name, index, scale, tolerance in (
         ("flip_deg", 5, 100, 0.02),
         ("tr_ms", 2, 1000, 0.01),
@@ -276,7 +314,8 @@ def resolve_train(
         if not overridden:
             check_agreement(early, heads, t)
         if has_user and not early.phase_known and heads["user_int"][:, 6].any():
-            played = train_from_readouts(heads, t, early.n_timepoints, ti)
+            inside = (t >= 0) & (t < early.n_timepoints)
+            played = train_from_readouts(heads[inside], t[inside], early.n_timepoints, ti)
             early = replace(early, phase_deg=played.phase_deg, phase_known=True)
         return early, counter
     if not has_user:
@@ -287,4 +326,6 @@ def resolve_train(
         )
     counter = find_counter(heads, None, choice, coverage)
     t = timepoints(heads, counter)
-    return train_from_readouts(heads, t, int(t.max()) + 1, ti), counter
+    T = train_length(t, None, coverage) or len(t)  # those that arrival numbers are as many as there are
+    inside = (t >= 0) & (t < T)
+    return train_from_readouts(heads[inside], t[inside], T, ti), counter
