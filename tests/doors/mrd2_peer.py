@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import enum
 import io
 import itertools
 import types
 import typing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,8 @@ def _filled(kind: Any, numbers: Any) -> Any:
         return [_filled(arms[0], numbers) for _ in range(3)]
     if kind is str:
         return f"text {next(numbers)} µ <&>"
-    if kind is datetime.date:
-        return datetime.date(2001, 2, 3) + datetime.timedelta(next(numbers))
+    if kind is dt.date:
+        return dt.date(2001, 2, 3) + dt.timedelta(next(numbers))
     if kind is mrd.yardl_types.Time:
         return mrd.yardl_types.Time.from_components(13, 14, 15, 10**6 * next(numbers))
     if issubclass(kind, enum.Enum):
@@ -118,3 +118,46 @@ def image(pixel: type, shape: tuple[int, ...] = (1, 1, 5, 6)) -> Any:
     pixels = (np.arange(np.prod(shape)) * 700).astype(np.uint16).astype(pixel).reshape(shape)
     head = mrd.ImageHeader(image_type=mrd.ImageType.MAGNITUDE, user_int=[1, -2], user_float=[0.5])
     return mrd.Image(head=head, data=pixels, meta=meta)
+
+
+def recon_data(head: Any) -> bytes:
+    """Bytes of a ReconData with one buffer and one head, which the package can read but not write."""
+    return _bytes(
+        lambda out, b: (
+            out.write_unsigned_varint(1),
+            _array(out, b.complexfloat32_serializer, [1 + 2j, 3 - 4j], (2, 1, 1, 1, 1, 1, 1)),
+            _array(out, b.float32_serializer, [], (0, 1, 1, 1, 1, 1, 1)),
+            out.write_unsigned_varint(0),  # no density
+            _array(out, mrd.binary.AcquisitionHeaderSerializer(), [head], (1, 1, 1, 1, 1)),
+            mrd.binary.SamplingDescriptionSerializer().write(out, mrd.SamplingDescription()),
+            out.write_unsigned_varint(0),  # no reference
+        )
+    )
+
+
+def image_array(image: Any, waveform: Any) -> bytes:
+    """Bytes of an ImageArray with two images, which the package can read but not write."""
+    _, _, (_, meta) = mrd.binary.ImageSerializer(mrd._binary.uint16_serializer)._field_serializers
+    return _bytes(
+        lambda out, b: (
+            _array(out, b.complexfloat32_serializer, [1 + 2j, 3 - 4j], (2, 1, 1, 1, 1, 1, 1)),
+            _array(out, mrd.binary.ImageHeaderSerializer(), 2 * [image.head], (2, 1, 1)),
+            _array(out, meta, 2 * [image.meta], (1, 2, 1)),
+            b.VectorSerializer(mrd.binary.WaveformSerializer(b.uint32_serializer)).write(out, [waveform]),
+        )
+    )
+
+
+def _array(out: Any, serializer: Any, values: list[Any], shape: tuple[int, ...]) -> None:
+    for size in shape:
+        out.write_unsigned_varint(size)
+    for value in values:
+        serializer.write(out, value)
+
+
+def _bytes(write: Callable[[Any, Any], object]) -> bytes:
+    stream = io.BytesIO()
+    out = mrd._binary.CodedOutputStream(stream)
+    write(out, mrd._binary)
+    out.flush()
+    return stream.getvalue()

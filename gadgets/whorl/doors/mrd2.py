@@ -50,6 +50,7 @@ _NO_FIT = "readout whose counters do not fit MRD version 1"
 _NO_PLACES = "readout whose trajectory has not the samples of its data"
 
 
+@cache
 def _package() -> Any:
     """Return `mrd`, with `mrd.binary` and `mrd._binary` loaded."""
     try:
@@ -220,6 +221,7 @@ def _skip_elements(serializer: Any, count: int, stream: _Input) -> None:
             _skip(serializer, stream)
 
 
+@cache
 def _items() -> list[tuple[str, Any]]:
     """Name and serializer of each kind of item, in the order of the schema's tags."""
     binary = _package().binary
