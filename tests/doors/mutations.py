@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from doors.messages import make_readout, make_waveform
+from doors.messages import make_image, make_readout, make_waveform
 from whorl.doors import wire
 from whorl.doors.wire import Channel
 from whorl.scan.readout import Flag
@@ -49,11 +49,12 @@ def _scan() -> list[bytes]:
         written(lambda c: wire.write_text(c, PARAMETERS)),
         *(written(lambda c, r=r: wire.write_readout(c, r)) for r in (noise, *readouts)),
         make_waveform(),
+        written(lambda c: wire.write_image(c, make_image(ny=3, nx=5, a="b"))),
         written(wire.write_close),
     ]
 
 
-#: Configuration, header, parameters, noise, imaging readouts, a waveform and CLOSE.
+#: Configuration, header, parameters, noise, imaging readouts, a waveform, an image and CLOSE.
 SCAN = _scan()
 
 #: Numbers that length fields and counters are set to: around the bounds of their types and of the limits.
