@@ -433,6 +433,18 @@ def test_the_external_raises(module: str, says: str, scan: Scan, tmp_path: Path)
     assert "Traceback" in said.output
 
 
+def test_a_status_image_that_cannot_be_drawn_hides_no_failure(scan: Scan, tmp_path: Path) -> None:
+    said = run_external(
+        scan.header,
+        scan.readouts(),
+        properties={"n_coefs": "5", "error_image": "true"},
+        first_on_path=broken(tmp_path, "PIL"),
+    )
+    told = checked(said)
+    assert 'unknown property "n_coefs"' in told.errors[0]
+    assert (told.images, told.code) == ([], 1)
+
+
 def test_the_external_dies(scan: Scan) -> None:
     """Gadgetron sees the death, and the external of the next scan knows nothing of it."""
     processes: list[subprocess.Popen[str]] = []

@@ -263,17 +263,21 @@ def run_scan(source: Source, receiver: Receiver, operator: Operator, reconstruct
 
 
 def _explain(receiver: Receiver, header: bytes) -> None:
-    from whorl.maps.status import status_image
-    from whorl.scan.header import read_header
+    try:
+        from whorl.maps.status import status_image
+        from whorl.scan.header import read_header
 
-    try:
-        space = read_header(header).recon
-    except ScanError:
-        space = None
-    try:
+        try:
+            space = read_header(header).recon
+        except ScanError:
+            space = None
         receiver.explain(status_image("; ".join(receiver.failures), space))
     except ConnectionError as error:
         event("given up", logging.WARNING, text=str(error))
+    except Exception as error:
+        # An extra must not cost what is still to be said.
+        logger.exception("internal error")
+        receiver.log("WRN", f"no status image could be made: {type(error).__name__}: {error}")
 
 
 def refuse(channel: Channel, source: StreamSource | None, receiver: Receiver, text: str) -> None:
