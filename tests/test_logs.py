@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from doors.messages import HEADER, Counted, make_readout
 from scan_edit import Scan
 from whorl import logs
-from whorl.doors import client
+from whorl.doors import client, wire
 from whorl.doors.server import Server
+from whorl.doors.transport import Channel
 from whorl.pipeline import reconstruct_scan
+from whorl.scan.readout import Readout
 
 WAIT_S = 60.0
 
@@ -181,3 +185,29 @@ def test_lines_of_scans_at_the_same_time_name_their_own(lines: list[str], scan: 
     assert all(any("slice 0 sent" in text for text in texts) for texts in told)
     for said in scans.values():
         assert (said[0], said[-1]) == ("begins", "ends")
+
+
+def test_a_scan_that_is_given_up_is_named(lines: list[str]) -> None:
+    inside = threading.Event()
+
+    def wait_for_readouts(header: bytes, readouts: Iterable[Readout], *rest: object) -> Counted:
+        inside.set()
+        return Counted(sum(1 for _ in readouts))
+
+    server = Server("127.0.0.1", 0, reconstruct=wait_for_readouts)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as connection:
+        channel = Channel(connection, WAIT_S)
+        wire.write_header(channel, HEADER)
+        wire.write_readout(channel, make_readout())
+        assert inside.wait(WAIT_S)
+        server.shutdown()
+        server.shutdown()
+        message = wire.read_message(channel)
+        assert isinstance(message, wire.Text)
+        serving.join(WAIT_S)
+    events = [json.loads(line) for line in lines]
+    (begins,) = (e for e in events if e["event"] == "begins")
+    (given_up,) = (e for e in events if e.get("text") == message.text)
+    assert given_up["scan"] == begins["scan"]
