@@ -12,6 +12,7 @@ import pytest
 import whorl.pipeline
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
+from whorl.kspace.coils import NoiseStatistics
 from whorl.pipeline import find_train_and_counter, reconstruct_scan
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally, usable
@@ -297,6 +298,12 @@ def test_partitions_are_taken_for_a_3d_scan_only_if_they_are_many(scan: Scan) ->
         partition(scan, n)
     with pytest.raises(ScanError, match="only 2D scans"):
         list(usable(iter(readouts), Tally()))
+    # One partition after the other: the first looks like a 2D scan.
+    scan.heads["idx"]["kspace_encode_step_2"] = np.arange(120) // 40
+    passed: list[Readout] = []
+    with pytest.raises(ScanError, match="only 2D scans"):
+        passed.extend(usable(scan.readouts(), Tally()))
+    assert len(passed) == 40
 
 
 # --- Noise ------------------------------------------------------------------------------------------------
@@ -321,3 +328,7 @@ def test_noise_of_many_numbers_of_coils_is_not_kept(scan: Scan) -> None:
     result = scan.run()
     assert "4 coils whitened by 4 noise readouts" in result.said
     assert "9 readouts of noise" in result.said
+    statistics = NoiseStatistics()
+    for n_coils in range(1, 10):
+        statistics.add(np.ones((n_coils, 50), np.complex64))
+    assert [statistics.n_usable(n_coils) for n_coils in range(1, 10)] == [1] * 4 + [0] * 5

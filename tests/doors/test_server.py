@@ -306,6 +306,48 @@ def test_a_sender_that_falls_silent_is_told(serve) -> None:
     assert texts[-1].startswith("ERR nothing was received for 0.3 s after 1 readouts")
 
 
+def test_a_scan_that_never_ends_is_ended(serve) -> None:
+    """A sender that says something now and then is not silent; the time of a scan is limited too."""
+    with connect(serve(properties={"scan_timeout_s": 0.5})) as channel:
+        open_scan(channel)
+        over = threading.Event()
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while not over.wait(0.05):
+                    wire.write_readout(channel, make_readout())
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        message = wire.read_message(channel, keep_images=True)
+        while not isinstance(message, wire.Text) or message.text.startswith("DBG"):
+            message = wire.read_message(channel, keep_images=True)
+        over.set()
+        thread.join()
+        assert message.text.startswith("ERR the time was over after ")
+
+
+def test_a_readout_larger_than_the_header_announces_is_read_past(serve) -> None:
+    """65535 samples of each of the announced channels are the most that is taken into memory."""
+    header = HEADER.replace(
+        b"/>",
+        b"><acquisitionSystemInformation><receiverChannels>2</receiverChannels>"
+        b"</acquisitionSystemInformation></ismrmrdHeader>",
+    )
+    with connect(serve()) as channel:
+        wire.write_config_name(channel, "whorl")
+        wire.write_header(channel, header)
+        for n_coils, n_samples in ((2, 9), (3, 9), (2, 65535), (3, 43691), (2, 9)):
+            wire.write_readout(channel, make_readout(n_coils, n_samples))
+        wire.write_close(channel)
+        images, texts = answer(channel)
+    assert images[0].meta["n"] == "4"
+    assert texts[-1] == (
+        "WRN messages that are no readouts were ignored: 1 × readout of 3 coils × 43691 samples, "
+        "more than 2 receiverChannels of the header can have"
+    )
+
+
 def test_a_client_that_dies_costs_nobody_else(serve) -> None:
     server = serve(max_scans=1)
     for linger in (0, 1):
@@ -364,7 +406,7 @@ def test_silent_clients_block_nobody(serve) -> None:
         for channel in (*silent, half):
             images, texts = answer(channel)
             assert images == []
-            assert "nothing was received" in texts[0]
+            assert texts[0].startswith("ERR the time was over after 0 readouts")
 
 
 def test_too_many_silent_clients_are_sent_away(serve) -> None:

@@ -144,20 +144,21 @@ class Channel:
 
     def read_some(self, view: memoryview, what: str) -> int:
         """Read at least one byte into `view`, 0 at the end of the stream; errors as `read_into`."""
-        wait_s = self._timeout_s
+        left_s = self._timeout_s
         if self._deadline is not None:
+            # A peer that sends a byte now and then never falls silent.
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
-                # A peer that sends a byte now and then never falls silent.
-                raise StreamTimeout(f"the time was over after {self.n_readouts} readouts: expected {what}")
-            wait_s = left_s if wait_s is None else min(wait_s, left_s)
-            self._connection.settimeout(wait_s)
+                raise self._timed_out("the time was over", what)
+            if self._timeout_s is not None:
+                left_s = min(left_s, self._timeout_s)
+            self._connection.settimeout(left_s)
         try:
             n = self._connection.recv_into(view)
         except TimeoutError as error:
-            raise StreamTimeout(
-                f"nothing was received for {wait_s:.3g} s after {self.n_readouts} readouts: expected {what}"
-            ) from error
+            silent = left_s == self._timeout_s
+            why = f"nothing was received for {left_s:.3g} s" if silent else "the time was over"
+            raise self._timed_out(why, what) from error
         except OSError as error:
             raise EndOfStream(
                 f"the connection broke after {self.n_readouts} readouts, expected {what}: {error}"
@@ -168,6 +169,9 @@ class Channel:
         elif self._early is not None:
             self._early += view[:n]
         return n
+
+    def _timed_out(self, why: str, what: str) -> StreamTimeout:
+        return StreamTimeout(f"{why} after {self.n_readouts} readouts: expected {what}")
 
     def wait(self, timeout_s: float) -> None:
         """Return when there is something to read, or the end, or after `timeout_s`."""
