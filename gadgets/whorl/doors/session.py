@@ -149,12 +149,14 @@ class Operator:
         return Settings.from_properties(own | sent)
 
     def wants_error_image(self, opening: Opening, parameters: str) -> bool:
-        """Whether `error_image` is set, by whomever, and even if other properties cannot be used."""
-        wanted: dict[str, object] = dict(self.properties)
-        with suppress(SettingsError):
-            wanted.update(_properties_of(opening))
-        with suppress(SettingsError):
-            wanted.update(properties_from_json(parameters) if parameters else {})
+        """Whether `error_image` is set by whoever counts most, even if other properties cannot be used."""
+        sent: dict[str, object] = {}
+        if self.senders != "replaced":
+            with suppress(SettingsError):
+                sent.update(_properties_of(opening))
+            with suppress(SettingsError):
+                sent.update(properties_from_json(parameters) if parameters else {})
+        wanted = {**sent, **self.properties} if self.senders == "recorded" else {**self.properties, **sent}
         with suppress(SettingsError):
             return Settings.from_properties({"error_image": wanted.get("error_image", False)}).error_image
         return False
