@@ -6,12 +6,14 @@ to `whorl.reconstruction.reconstruct_slice`, in a thread of its own.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import ismrmrd
 import numpy as np
@@ -51,6 +53,7 @@ _MOST_OPEN = 1024
 _HARMLESS = ("came twice",)
 _STRAY = "of a slice that the header does not announce were dropped"
 
+_T = TypeVar("_T")
 LogText = Callable[[str, str], None]
 #: Takes the number of a slice and everything that is known about it.
 Observe = Callable[[int, SliceResult], None]
@@ -140,7 +143,7 @@ class _Scan:
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary")
         self._dictionary: Future[Dictionary] | None = None
         if settings.method == "inr":
-            self._worker.submit(warm_up)
+            self._in_thread(self._worker, warm_up)
         if self._early is not None:
             try:
                 self._build_dictionary(self._early)
@@ -152,6 +155,11 @@ class _Scan:
         self._worker.shutdown(cancel_futures=True)
         self._builder.shutdown(cancel_futures=True)
 
+    @staticmethod
+    def _in_thread(pool: ThreadPoolExecutor, work: Callable[..., _T], *arguments: object) -> Future[_T]:
+        # A thread of a pool does not know by itself whose scan it logs about.
+        return pool.submit(contextvars.copy_context().run, work, *arguments)
+
     def _build_dictionary(self, train: Train) -> None:
         settings = self._settings
 
@@ -162,7 +170,7 @@ class _Scan:
             # What is wrong with the cache changes no map: a warning, and no mark on the images.
             return get_dictionary(parameters, settings, lambda text: self._log("WRN", text), self._device)
 
-        self._dictionary = self._builder.submit(build)
+        self._dictionary = self._in_thread(self._builder, build)
 
     # --- Arrival -------------------------------------------------------------------------------
 
@@ -387,7 +395,7 @@ class _Scan:
         buffer = self._slices.pop(number)
         self._done[number] = buffer.digests
         lost = self._lost(number, buffer)
-        job = self._worker.submit(self._reconstruct, number, buffer, arrived, lost)
+        job = self._in_thread(self._worker, self._reconstruct, number, buffer, arrived, lost)
         job.add_done_callback(lambda _: self._handed_over.release())
         self._jobs = [*(other for other in self._jobs if not other.done()), job]
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,11 +54,20 @@ def external(name: str, properties: Mapping[str, str] | None = None) -> tuple[ET
     return node, ET.tostring(configuration)
 
 
+def send_messages(channel: Channel, messages: Iterable[Readout | bytes]) -> None:
+    """Send readouts, and whatever else as it is."""
+    for message in messages:
+        if isinstance(message, bytes):
+            channel.write(message)
+        else:
+            wire.write_readout(channel, message)
+
+
 def talk(
     connection: socket.socket,
     config: bytes,
     header: bytes,
-    readouts: Iterable[Readout],
+    readouts: Iterable[Readout | bytes],
     *,
     close: bool,
     wait_s: float,
@@ -72,8 +81,7 @@ def talk(
         try:
             wire.write_config_text(channel, config, terminate=False)
             wire.write_header(channel, header, terminate=False)
-            for readout in readouts:
-                wire.write_readout(channel, readout)
+            send_messages(channel, readouts)
             # Set before, for the answer may be here before the next line runs.
             closed.set()
             if close:
@@ -113,16 +121,19 @@ def talk(
 
 def run_external(
     header: bytes,
-    readouts: Iterable[Readout],
+    readouts: Iterable[Readout | bytes],
     *,
     properties: Mapping[str, str] | None = None,
     close: bool = True,
     vanish: bool = False,
     wait_s: float = 60.0,
+    first_on_path: Path | None = None,
+    started: Callable[[subprocess.Popen[str]], object] = lambda process: None,
 ) -> Conversation:
     """Start the external of `whorl.xml` as a process and stream a scan to it.
 
     `close=False` ends the stream without CLOSE; `vanish` drops the connection after the readouts.
+    Modules in `first_on_path` hide those that are installed; `started` is given the process.
     """
     node, config = external("whorl", properties)
     execute = node.find("execute")
@@ -131,10 +142,12 @@ def run_external(
         listener.settimeout(wait_s)
         port = str(listener.getsockname()[1])
         command = [sys.executable, "-m", "gadgetron", port, execute.attrib["name"], execute.attrib["target"]]
-        environment = os.environ | {"PYTHONPATH": str(Path(whorl.__file__).parents[1])}
+        folders = [str(first_on_path)] * (first_on_path is not None) + [str(Path(whorl.__file__).parents[1])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         ) as process:
+            started(process)
             try:
                 connection, _ = listener.accept()
                 with connection:
@@ -142,8 +155,7 @@ def run_external(
                         channel = Channel(connection, wait_s)
                         wire.write_config_text(channel, config, terminate=False)
                         wire.write_header(channel, header, terminate=False)
-                        for readout in readouts:
-                            wire.write_readout(channel, readout)
+                        send_messages(channel, readouts)
                         said = Conversation(ended="vanished")
                     else:
                         said = talk(connection, config, header, readouts, close=close, wait_s=wait_s)

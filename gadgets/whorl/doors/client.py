@@ -125,14 +125,19 @@ def send_file(
             if properties:
                 parameters = {name: str(value) for name, value in properties.items()}
                 wire.write_text(channel, json.dumps({"version": "1.1.0", "parameters": parameters}))
-            for readout in readouts:
-                if closed.is_set():
-                    break
-                wire.write_readout(channel, readout)
-                received.n_sent += 1
-                if progress is not None:
-                    progress(received.n_sent, n_readouts)
-            wire.write_close(channel)
+            try:
+                for readout in readouts:
+                    if closed.is_set():
+                        break
+                    wire.write_readout(channel, readout)
+                    received.n_sent += 1
+                    if progress is not None:
+                        progress(received.n_sent, n_readouts)
+                wire.write_close(channel)
+            except EndOfStream:
+                # The server is to see that this is not the end of the scan.
+                received.problems.append(f"the scan broke off in its file after {received.n_sent} readouts")
+                connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             # The server has left; why, stands in the texts that are still to be read.
             received.problems.append(f"the server stopped reading after {received.n_sent} readouts: {error}")

@@ -43,7 +43,7 @@ class Receiver:
     def __init__(self, say: Say) -> None:
         self._say = say
         self._lock = threading.Lock()
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
         self._n_debug = 0
         self._over = False
         self.failures: list[str] = []
@@ -85,10 +85,10 @@ class Receiver:
         with self._lock:
             if level == "DBG":
                 self._n_debug += 1
-            elif text in self._said:
+            elif (level, text) in self._said:
                 return
             else:
-                self._said.add(text)
+                self._said.add((level, text))
             if level == "ERR":
                 self.failures.append(text)
             self._say(level, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import logging
 import selectors
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from whorl.doors import session, wire
@@ -169,6 +170,7 @@ class Server:
 
     def _serve(self, connection: socket.socket, link: _Link) -> None:
         new_scan()
+        link.context = contextvars.copy_context()
         try:
             with connection:
                 try:
@@ -246,7 +248,9 @@ class Server:
             while thread.is_alive() and time.monotonic() < end and not self._hurry.is_set():
                 thread.join(0.1)
         left = [link for thread, link in links.items() if thread.is_alive() and not link.over]
-        tellers = [threading.Thread(target=link.give_up, daemon=True) for link in left]
+        tellers = [
+            threading.Thread(target=link.context.run, args=(link.give_up,), daemon=True) for link in left
+        ]
         for teller in tellers:
             teller.start()
         end = time.monotonic() + TELL_S
@@ -267,6 +271,8 @@ class _Link:
     source: StreamSource | None = None
     receiver: Receiver | None = None
     over: bool = False
+    #: With the id of its scan, for what is logged about it by others than its own thread.
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def give_up(self) -> None:
         if self.receiver is not None:

@@ -149,12 +149,14 @@ class Operator:
         return Settings.from_properties(own | sent)
 
     def wants_error_image(self, opening: Opening, parameters: str) -> bool:
-        """Whether `error_image` is set, by whomever, and even if other properties cannot be used."""
-        wanted: dict[str, object] = dict(self.properties)
-        with suppress(SettingsError):
-            wanted.update(_properties_of(opening))
-        with suppress(SettingsError):
-            wanted.update(properties_from_json(parameters) if parameters else {})
+        """Whether `error_image` is set by whoever counts most, even if other properties cannot be used."""
+        sent: dict[str, object] = {}
+        if self.senders != "replaced":
+            with suppress(SettingsError):
+                sent.update(_properties_of(opening))
+            with suppress(SettingsError):
+                sent.update(properties_from_json(parameters) if parameters else {})
+        wanted = {**sent, **self.properties} if self.senders == "recorded" else {**self.properties, **sent}
         with suppress(SettingsError):
             return Settings.from_properties({"error_image": wanted.get("error_image", False)}).error_image
         return False
@@ -263,17 +265,21 @@ def run_scan(source: Source, receiver: Receiver, operator: Operator, reconstruct
 
 
 def _explain(receiver: Receiver, header: bytes) -> None:
-    from whorl.maps.status import status_image
-    from whorl.scan.header import read_header
+    try:
+        from whorl.maps.status import status_image
+        from whorl.scan.header import read_header
 
-    try:
-        space = read_header(header).recon
-    except ScanError:
-        space = None
-    try:
+        try:
+            space = read_header(header).recon
+        except ScanError:
+            space = None
         receiver.explain(status_image("; ".join(receiver.failures), space))
     except ConnectionError as error:
         event("given up", logging.WARNING, text=str(error))
+    except Exception as error:
+        # An extra must not cost what is still to be said.
+        logger.exception("internal error")
+        receiver.log("WRN", f"no status image could be made: {type(error).__name__}: {error}")
 
 
 def refuse(channel: Channel, source: StreamSource | None, receiver: Receiver, text: str) -> None:

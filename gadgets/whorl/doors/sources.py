@@ -15,6 +15,8 @@ from whorl.scan.readout import Readout
 
 #: After a failure the rest of the scan is read past for at most so long.
 DRAIN_S = 1800.0
+#: Who sends what cannot be read has come to an end if he is silent for so long.
+QUIET_S = 3.0
 _RECEIVER_CHANNELS = re.compile(rb"<(?:\w+:)?receiverChannels>\s*(\d{1,6})\s*<")
 
 
@@ -53,20 +55,40 @@ class StreamSource:
     def __init__(self, channel: Channel, opening: Opening) -> None:
         self.opening = opening
         self.passed: dict[str, int] = {}
-        self.ended: Literal["", "close", "early"] = ""
+        self.ended: Literal["", "close", "early", "unreadable"] = ""
         self._channel = channel
         self._first: wire.Message | None = None
         announced = _RECEIVER_CHANNELS.search(opening.header)
         self._n_announced = int(announced[1]) if announced else 0
+
+    def _next(self) -> wire.Message:
+        """The next message; what is read past is counted."""
+        if self._first is not None:
+            message, self._first = self._first, None
+        else:
+            message = self._read()
+        if isinstance(message, wire.Close):
+            self.ended = "close"
+        elif isinstance(message, wire.Text):
+            self._pass("text")
+        elif isinstance(message, wire.Skipped) and message.kind != "waveform":
+            self._pass(message.kind)
+        return message
 
     def _read(self) -> wire.Message:
         try:
             if self.opening.mrd2 is not None:
                 return self.opening.mrd2.read_message()
             return wire.read_message(self._channel, n_announced=self._n_announced)
-        except (EndOfStream, StreamTimeout, wire.ProtocolError):
+        except wire.ProtocolError:
+            self.ended = "unreadable"
+            raise
+        except (EndOfStream, StreamTimeout):
             self.ended = "early"
             raise
+
+    def _pass(self, kind: str) -> None:
+        self.passed[kind] = self.passed.get(kind, 0) + 1
 
     def parameters(self) -> str:
         """The text that may follow the header.
@@ -86,40 +108,30 @@ class StreamSource:
         """All readouts until CLOSE; `EndOfStream` for whatever ends the stream otherwise."""
         try:
             while True:
-                message, self._first = self._first or self._read(), None
+                message = self._next()
                 if isinstance(message, Readout):
                     yield message
                 elif isinstance(message, wire.Close):
-                    self.ended = "close"
                     return
-                elif isinstance(message, wire.Skipped):
-                    if message.kind != "waveform":
-                        self._pass(message.kind)
-                elif isinstance(message, wire.Text):
-                    self._pass("text")
                 elif isinstance(message, wire.Error):
-                    self.ended = "early"
                     raise EndOfStream(
                         f"the sender failed after {self._channel.n_readouts} readouts: {message.text}"
                     )
-                else:
-                    self.ended = "early"
+                elif not isinstance(message, wire.Skipped | wire.Text):
                     raise EndOfStream(f"a second opening came after {self._channel.n_readouts} readouts")
         except (wire.ProtocolError, StreamTimeout) as error:
             raise EndOfStream(str(error)) from error
 
-    def _pass(self, kind: str) -> None:
-        self.passed[kind] = self.passed.get(kind, 0) + 1
-
     def drain(self) -> None:
         """Read past what is left of the scan, within `DRAIN_S`."""
-        if self.ended:
-            return
         self._channel.limit_time(DRAIN_S)
         try:
-            for _ in self.readouts():
-                pass
-        except EndOfStream as error:
+            while not self.ended:
+                self._next()
+            if self.ended == "unreadable" and self.opening.dialect == "Gadgetron":
+                # It must not be answered while it sends, and where its CLOSE is nobody knows.
+                self._channel.discard(QUIET_S)
+        except (EndOfStream, StreamTimeout, wire.ProtocolError) as error:
             event("rest", text=str(error))
         self._channel.limit_time(None)
 

@@ -240,6 +240,16 @@ class Channel:
             while limit_bytes > 0 and (n := self.read_some(scratch, "the end")):
                 limit_bytes -= n
 
+    def discard(self, quiet_s: float) -> None:
+        """Discard what still comes until the peer ends its stream or sends nothing for `quiet_s`."""
+        silence_s = self._timeout_s
+        self.limit_silence(quiet_s)
+        scratch = memoryview(bytearray(1 << 16))
+        with suppress(StreamTimeout):
+            while self.read_some(scratch, "the end"):
+                pass
+        self.limit_silence(silence_s)
+
     def interrupt(self) -> None:
         """Let a read that waits in another thread end as if the peer had stopped sending."""
         with suppress(OSError):
