@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -23,6 +24,7 @@ from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.kspace.coils import NoiseStatistics, whitening_matrix
 from whorl.kspace.slicebuffer import SliceBuffer, digest
+from whorl.logs import current_scan
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
@@ -136,8 +138,10 @@ class _Scan:
         self._jobs: list[Future[None]] = []  # those that may not be done yet
         self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
-        self._worker = ThreadPoolExecutor(1, "whorl-slice")
-        self._builder = ThreadPoolExecutor(1, "whorl-dictionary")
+        # What they log is of this scan too.
+        of_scan: Any = {"initializer": current_scan.set, "initargs": (current_scan.get(),)}
+        self._worker = ThreadPoolExecutor(1, "whorl-slice", **of_scan)
+        self._builder = ThreadPoolExecutor(1, "whorl-dictionary", **of_scan)
         self._dictionary: Future[Dictionary] | None = None
         if settings.method == "inr":
             self._worker.submit(warm_up)
