@@ -155,6 +155,9 @@ class _Scan:
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
         self._builder.shutdown(cancel_futures=True)
+        # Samples and plans shall not wait until somebody looks for reference cycles.
+        self._slices.clear()
+        self._encoding = None
 
     def _build_dictionary(self, train: Train) -> None:
         settings = self._settings
@@ -392,7 +395,8 @@ class _Scan:
         self._done[number] = buffer.digests
         lost = self._lost(number, buffer)
         job = self._worker.submit(self._reconstruct, number, buffer, arrived, lost)
-        job.add_done_callback(lambda _: self._handed_over.release())
+        handed_over = self._handed_over  # not self: the job would keep the scan, and the scan the job
+        job.add_done_callback(lambda _: handed_over.release())
         self._jobs = [*(other for other in self._jobs if not other.done()), job]
 
     def _is_announced(self, number: int) -> bool:
@@ -526,17 +530,16 @@ class _Scan:
 
     def _resolve_at_the_end(self, ended_early: str) -> None:
         """By the fullest slice from which train and counter can be told."""
-        first_error: ScanError | None = None
+        # Only its text: the error would know this frame, and both would stay until cycles are looked for.
+        text = ""
         for buffer in sorted(self._slices.values(), key=lambda buffer: -buffer.n_waiting):
             try:
                 found = self._find_train(buffer)
             except ScanError as error:  # noqa: PERF203 - a few slices, once
-                first_error = first_error or error
+                text = text or str(error)
             else:
                 self._adopt(buffer, *found)
                 return
-        assert first_error is not None
-        text = str(first_error)
         T = self._early.n_timepoints if self._early else self._header.n_timepoints_announced
         fullest = max(self._slices, key=lambda number: self._slices[number].n_waiting)
         most = self._slices[fullest].n_waiting
@@ -546,22 +549,16 @@ class _Scan:
             # That comes first: the counters may not be at fault.
             least = f"{self._settings.min_readouts:.0%}"
             text = f"{most} of {T} timepoints arrived, expected at least {least}: {text}"
-        raise ScanError(f"{text}. {ended_early}" if ended_early else text) from first_error
+        raise ScanError(f"{text}. {ended_early}" if ended_early else text)
 
-    def stop(self, error: ScanError) -> Outcome:
-        """Nothing more can be made; what is under way is not lost by it.
-
-        Raises
-        ------
-        ScanError
-            `error`, if there is nothing.
-        """
+    def stop(self, why: str) -> Outcome | None:
+        """Nothing more can be made; what is under way is not lost by it. ``None`` if there is nothing."""
         for job in self._jobs:
             job.result()
         if not self._delivered:
-            raise error
+            return None
         lost = ", ".join(str(number) for number in sorted(self._slices))
-        self._fail(f"slice {lost} failed: {error}" if lost else str(error))
+        self._fail(f"slice {lost} failed: {why}" if lost else why)
         return Outcome(self._delivered, tuple(self._failures), tuple(self._notes))
 
 
@@ -677,6 +674,9 @@ def reconstruct_scan(
             scan.add(readout)
         return scan.finish(ended_early)
     except ScanError as error:
-        return scan.stop(error)
+        outcome = scan.stop(str(error))
+        if outcome is None:
+            raise
+        return outcome
     finally:
         scan.close()
