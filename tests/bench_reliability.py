@@ -109,7 +109,8 @@ def slices(folder: str, **properties: object) -> None:
 
 def at_once(folder: str) -> None:
     """Eight scans at once, beside the same eight one after the other."""
-    for name, options in (("64², 120 timepoints", {**SMALL, "matrix": 64, "timepoints": 120}), ("256²", REAL)):
+    medium = {**SMALL, "matrix": 64, "timepoints": 120}
+    for name, options in (("64², 120 timepoints", medium), ("256²", REAL)):
         scan = simulated(folder, **options)
         heading(f"eight scans, method=lowrank, {name}")
         spent: dict[bool, float] = {}

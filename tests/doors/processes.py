@@ -7,12 +7,13 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,6 +110,27 @@ def until_refused(port: int) -> None:
     wait_until(refused)
 
 
+class _Sink:
+    """Keeps what is written to it, as the connection of a `Channel`."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def sendall(self, data: bytes, /) -> None:
+        self.data += data
+
+    def settimeout(self, value: float | None, /) -> None:
+        pass
+
+
+def bytes_of(*writes: Callable[[Channel], None]) -> bytes:
+    """What some writers of `wire` send."""
+    sink = _Sink()
+    for write in writes:
+        write(Channel(sink))  # type: ignore[arg-type]
+    return bytes(sink.data)
+
+
 @dataclass(slots=True)
 class Client:
     """A connection to a server that is written to step by step while the answer is collected.
@@ -119,13 +141,11 @@ class Client:
         Of the server on this machine.
     listen
         Whether the answer is read; if not the peer is left to wait.
-    receive_buffer
-        Bytes that may wait unread, or 0 for what the system gives.
+        The other end can send some 40 kB then before it is stopped, not megabytes.
     """
 
     port: int
     listen: bool = True
-    receive_buffer: int = 0
     raw: socket.socket = field(init=False)
     channel: Channel = field(init=False)
     received: Received = field(default_factory=Received)
@@ -134,18 +154,31 @@ class Client:
     def __post_init__(self) -> None:
         self.raw = socket.socket()
         self.raw.settimeout(WAIT_S)
-        if self.receive_buffer:
-            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
+        if not self.listen:
+            # The system sizes the buffers of both ends by these two.
+            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         self.raw.connect(("127.0.0.1", self.port))
         self.channel = Channel(self.raw, WAIT_S)
         self._reader = threading.Thread(target=_receive, args=(self.channel, self.received, None, None))
         if self.listen:
-            self._reader.start()
+            self.begin_to_listen()
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self.raw.shutdown(socket.SHUT_RDWR)  # wakes the reader
+        self.raw.close()
+
+    def begin_to_listen(self) -> None:
+        self._reader.start()
+
+    def die(self, *, reset: bool) -> None:
+        """Be gone as a process that ends, or with a reset."""
+        if reset:
+            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.raw.close()
 
     def open(self, header: bytes, parameters: Mapping[str, object] | None = None) -> None:
