@@ -206,6 +206,16 @@ def test_nothing_of_a_scan_waits_for_the_collector(scan: Scan, n_readouts: int) 
         gc.enable()
 
 
+@pytest.mark.parametrize("kind", ["noise", "imaging"])
+def test_a_sample_whose_square_overflows_costs_its_readout(scan: Scan, kind: str) -> None:
+    """One wrong bit of an exponent is enough; it must not cost the scan."""
+    place = 1 if kind == "noise" else scan.imaging[3]
+    scan.data[place][0, 5] = 1e30
+    result = scan.run()
+    assert result.slices() == [0]
+    assert "1 readout with values that are not finite were dropped" in result.said
+
+
 def test_slow_clients_do_not_keep_a_fast_one_waiting(server: Tended, scan: Scan, expected: list) -> None:
     """One trickles its opening, one its readouts, until the fast one has its maps."""
     begin, readouts = opening(scan), readout_bytes(scan)
