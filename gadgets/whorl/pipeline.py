@@ -155,9 +155,6 @@ class _Scan:
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
         self._builder.shutdown(cancel_futures=True)
-        # Samples and plans shall not wait until somebody looks for reference cycles.
-        self._slices.clear()
-        self._encoding = None
 
     def _build_dictionary(self, train: Train) -> None:
         settings = self._settings
