@@ -479,8 +479,8 @@ def test_an_external_that_is_killed(tmp_path: Path, scan: Scan, expected: list) 
 # --- Bytes that are no scan ---------------------------------------------------------------------
 
 
-def answer_to(port: int, data: bytes) -> bytes:
-    """What a server says to some bytes and the end of the stream, until it closes."""
+def answer_to(port: int, data: bytes, *, end: bool = True) -> bytes:
+    """What a server says to some bytes, and perhaps the end of the stream, until it closes."""
     with socket.create_connection(("127.0.0.1", port), WAIT_S) as connection:
         answer = bytearray()
 
@@ -495,7 +495,8 @@ def answer_to(port: int, data: bytes) -> bytes:
         reader.start()
         try:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has said what it thinks of this
         reader.join(WAIT_S)
@@ -504,23 +505,11 @@ def answer_to(port: int, data: bytes) -> bytes:
 
 
 def damaged_streams(scan: Scan) -> Iterator[bytes]:
-    """Bytes that mean nothing, lengths that nobody has, and scans with some wrong bytes."""
+    """Bytes that mean nothing, and scans with some wrong bytes."""
     rng = np.random.default_rng(11)
     begin, readouts = opening(scan), readout_bytes(scan)
     for n in rng.integers(1, 5000, 20):
         yield rng.bytes(int(n))
-    for message_id in (
-        wire.CONFIG_FILE,
-        wire.CONFIG,
-        wire.HEADER,
-        wire.TEXT,
-        wire.ERROR,
-        wire.ACQUISITION,
-        wire.IMAGE,
-        wire.WAVEFORM,
-    ):
-        huge = struct.pack("<H", message_id) + bytes([255]) * 16 + rng.bytes(400)
-        yield from (huge, begin + huge, begin + readouts[0] + huge)
     starts = np.cumsum([0, *map(len, readouts)])
     for n in range(16):
         stream = bytearray(b"".join(readouts))
@@ -535,15 +524,28 @@ def test_garbage_ends_with_a_text_and_leaves_nothing_behind(
     server: Tended, scan: Scan, expected: list
 ) -> None:
     before = server.served.usage
+    close = bytes_of(wire.write_close)
     for stream in damaged_streams(scan):
         answer = answer_to(server.port, stream)
         # First a text or an image, or an error for what looks like Gadgetron; CLOSE at the end.
         assert struct.unpack("<H", answer[:2])[0] in (wire.TEXT, wire.IMAGE, wire.ERROR), answer[:80]
-        assert answer.endswith(bytes_of(wire.write_close))
+        assert answer.endswith(close)
+        assert b"internal error" not in answer
     assert_right(send_scan(server.port, scan.header, scan.readouts()), expected)
     # What only a damaged trajectory needs is compiled once, with 150 MiB and a thread of a progress bar.
     server.settle(of_libraries=1)
     assert server.served.usage.rss_mb < before.rss_mb + 300
+
+
+@pytest.mark.parametrize("name", ["CONFIG", "HEADER", "TEXT", "ERROR", "ACQUISITION", "WAVEFORM", "IMAGE"])
+def test_what_a_length_announces_is_not_waited_for(server: Tended, scan: Scan, name: str) -> None:
+    """The stream goes on after it, and does not end."""
+    message = struct.pack("<H", getattr(wire, name)) + bytes([255]) * 400
+    for before in (b"", opening(scan), opening(scan) + readout_bytes(scan)[0]):
+        answer = answer_to(server.port, before + message, end=False)
+        assert answer.endswith(bytes_of(wire.write_close))
+        assert (b"an image has data type" if name == "IMAGE" else b"announces") in answer
+    server.settle(of_libraries=1)
 
 
 # --- The log ------------------------------------------------------------------------------------
