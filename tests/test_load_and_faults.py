@@ -605,6 +605,20 @@ def test_each_line_of_a_json_log_is_an_object_with_its_scan(strict: Served, scan
         assert (patient["patientName"], patient["patientID"]) == PATIENT
 
 
+def test_a_warning_of_a_library_is_one_line_of_the_log() -> None:
+    code = "from whorl import logs; logs.configure(20); import warnings; warnings.warn('two\\nlines')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | ENVIRONMENT,
+    )
+    (line,) = done.stderr.splitlines()
+    assert LINE.fullmatch(line)
+    assert "two" in line
+
+
 # --- The spool ----------------------------------------------------------------------------------
 
 
