@@ -77,3 +77,4 @@ def configure(level: int, style: str = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EventFormatter(style))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)  # else they are lines of another kind

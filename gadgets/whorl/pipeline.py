@@ -6,14 +6,13 @@ to `whorl.reconstruction.reconstruct_slice`, in a thread of its own.
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -25,6 +24,7 @@ from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.kspace.coils import NoiseStatistics, whitening_matrix
 from whorl.kspace.slicebuffer import SliceBuffer, digest
+from whorl.logs import current_scan
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
@@ -53,7 +53,6 @@ _MOST_OPEN = 1024
 _HARMLESS = ("came twice",)
 _STRAY = "of a slice that the header does not announce were dropped"
 
-_T = TypeVar("_T")
 LogText = Callable[[str, str], None]
 #: Takes the number of a slice and everything that is known about it.
 Observe = Callable[[int, SliceResult], None]
@@ -139,11 +138,13 @@ class _Scan:
         self._jobs: list[Future[None]] = []  # those that may not be done yet
         self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
-        self._worker = ThreadPoolExecutor(1, "whorl-slice")
-        self._builder = ThreadPoolExecutor(1, "whorl-dictionary")
+        # What they log is of this scan too.
+        of_scan: Any = {"initializer": current_scan.set, "initargs": (current_scan.get(),)}
+        self._worker = ThreadPoolExecutor(1, "whorl-slice", **of_scan)
+        self._builder = ThreadPoolExecutor(1, "whorl-dictionary", **of_scan)
         self._dictionary: Future[Dictionary] | None = None
         if settings.method == "inr":
-            self._in_thread(self._worker, warm_up)
+            self._worker.submit(warm_up)
         if self._early is not None:
             try:
                 self._build_dictionary(self._early)
@@ -155,11 +156,6 @@ class _Scan:
         self._worker.shutdown(cancel_futures=True)
         self._builder.shutdown(cancel_futures=True)
 
-    @staticmethod
-    def _in_thread(pool: ThreadPoolExecutor, work: Callable[..., _T], *arguments: object) -> Future[_T]:
-        # A thread of a pool does not know by itself whose scan it logs about.
-        return pool.submit(contextvars.copy_context().run, work, *arguments)
-
     def _build_dictionary(self, train: Train) -> None:
         settings = self._settings
 
@@ -170,7 +166,7 @@ class _Scan:
             # What is wrong with the cache changes no map: a warning, and no mark on the images.
             return get_dictionary(parameters, settings, lambda text: self._log("WRN", text), self._device)
 
-        self._dictionary = self._in_thread(self._builder, build)
+        self._dictionary = self._builder.submit(build)
 
     # --- Arrival -------------------------------------------------------------------------------
 
@@ -395,8 +391,9 @@ class _Scan:
         buffer = self._slices.pop(number)
         self._done[number] = buffer.digests
         lost = self._lost(number, buffer)
-        job = self._in_thread(self._worker, self._reconstruct, number, buffer, arrived, lost)
-        job.add_done_callback(lambda _: self._handed_over.release())
+        job = self._worker.submit(self._reconstruct, number, buffer, arrived, lost)
+        handed_over = self._handed_over  # not self: the job would keep the scan, and the scan the job
+        job.add_done_callback(lambda _: handed_over.release())
         self._jobs = [*(other for other in self._jobs if not other.done()), job]
 
     def _is_announced(self, number: int) -> bool:
@@ -530,17 +527,16 @@ class _Scan:
 
     def _resolve_at_the_end(self, ended_early: str) -> None:
         """By the fullest slice from which train and counter can be told."""
-        first_error: ScanError | None = None
+        # Only its text: the error would know this frame, and both would stay until cycles are looked for.
+        text = ""
         for buffer in sorted(self._slices.values(), key=lambda buffer: -buffer.n_waiting):
             try:
                 found = self._find_train(buffer)
             except ScanError as error:  # noqa: PERF203 - a few slices, once
-                first_error = first_error or error
+                text = text or str(error)
             else:
                 self._adopt(buffer, *found)
                 return
-        assert first_error is not None
-        text = str(first_error)
         T = self._early.n_timepoints if self._early else self._header.n_timepoints_announced
         fullest = max(self._slices, key=lambda number: self._slices[number].n_waiting)
         most = self._slices[fullest].n_waiting
@@ -550,22 +546,16 @@ class _Scan:
             # That comes first: the counters may not be at fault.
             least = f"{self._settings.min_readouts:.0%}"
             text = f"{most} of {T} timepoints arrived, expected at least {least}: {text}"
-        raise ScanError(f"{text}. {ended_early}" if ended_early else text) from first_error
+        raise ScanError(f"{text}. {ended_early}" if ended_early else text)
 
-    def stop(self, error: ScanError) -> Outcome:
-        """Nothing more can be made; what is under way is not lost by it.
-
-        Raises
-        ------
-        ScanError
-            `error`, if there is nothing.
-        """
+    def stop(self, why: str) -> Outcome | None:
+        """Nothing more can be made; what is under way is not lost by it. ``None`` if there is nothing."""
         for job in self._jobs:
             job.result()
         if not self._delivered:
-            raise error
+            return None
         lost = ", ".join(str(number) for number in sorted(self._slices))
-        self._fail(f"slice {lost} failed: {error}" if lost else str(error))
+        self._fail(f"slice {lost} failed: {why}" if lost else why)
         return Outcome(self._delivered, tuple(self._failures), tuple(self._notes))
 
 
@@ -681,6 +671,9 @@ def reconstruct_scan(
             scan.add(readout)
         return scan.finish(ended_early)
     except ScanError as error:
-        return scan.stop(error)
+        outcome = scan.stop(str(error))
+        if outcome is None:
+            raise
+        return outcome
     finally:
         scan.close()

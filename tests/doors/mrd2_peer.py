@@ -10,10 +10,15 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import ismrmrd
 import numpy as np
 import pytest
+
+from whorl.doors.files import read_header, read_readouts
+from whorl.scan.readout import Readout
 
 with warnings.catch_warnings():
     # On Python 3.12 the package uses a deprecated function of datetime while it is imported.
@@ -28,6 +33,76 @@ def written(items: Iterable[Any], header: Any = None) -> bytes:
         writer.write_header(full_header() if header is None else header)
         writer.write_data(list(items))
     return stream.getvalue()
+
+
+def header_of(path: Path) -> Any:
+    """The header of an MRD file in version 2, as far as spiral MRF needs it."""
+    old = ismrmrd.xsd.CreateFromDocument(read_header(path))
+    (encoding,) = old.encoding
+
+    def space(of: Any) -> Any:
+        size, field = of.matrixSize, of.fieldOfView_mm
+        return mrd.EncodingSpaceType(
+            matrix_size=mrd.MatrixSizeType(x=size.x, y=size.y, z=size.z),
+            field_of_view_mm=mrd.FieldOfViewMm(x=field.x, y=field.y, z=field.z),
+        )
+
+    def limit(of: Any) -> Any:
+        return of and mrd.LimitType(minimum=of.minimum, maximum=of.maximum, center=of.center)
+
+    limits, sequence = encoding.encodingLimits, old.sequenceParameters
+    measurement = old.measurementInformation
+    return mrd.Header(
+        measurement_information=measurement
+        and mrd.MeasurementInformationType(protocol_name=measurement.protocolName),
+        acquisition_system_information=mrd.AcquisitionSystemInformationType(
+            receiver_channels=old.acquisitionSystemInformation.receiverChannels
+        ),
+        encoding=[
+            mrd.EncodingType(
+                encoded_space=space(encoding.encodedSpace),
+                recon_space=space(encoding.reconSpace),
+                encoding_limits=mrd.EncodingLimitsType(
+                    slice=limit(limits.slice), repetition=limit(limits.repetition)
+                ),
+                trajectory=mrd.Trajectory.SPIRAL,
+            )
+        ],
+        sequence_parameters=mrd.SequenceParametersType(
+            t_r=sequence.TR, t_e=sequence.TE, t_i=sequence.TI, flip_angle_deg=sequence.flipAngle_deg
+        ),
+    )
+
+
+def stream_of(path: Path) -> bytes:
+    """A scan in an MRD file as a stream of version 2."""
+    return written(map(_item, read_readouts(path)), header_of(path))
+
+
+def _item(readout: Readout) -> Any:
+    head = readout.head
+    idx = {name: int(head["idx"][name]) for name in ("kspace_encode_step_1", "slice", "repetition")}
+    places = {
+        name: head[name].copy()
+        for name in ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position")
+    }
+    return mrd.StreamItem.Acquisition(
+        mrd.Acquisition(
+            head=mrd.AcquisitionHeader(
+                flags=mrd.AcquisitionFlags(int(head["flags"])),
+                idx=mrd.EncodingCounters(**idx),
+                measurement_uid=int(head["measurement_uid"]),
+                scan_counter=int(head["scan_counter"]),
+                acquisition_time_stamp=int(head["acquisition_time_stamp"]),
+                channel_order=list(range(len(readout.data))),
+                sample_time_us=float(head["sample_time_us"]),
+                user_int=[int(value) for value in head["user_int"]],
+                **places,
+            ),
+            data=readout.data.copy(),
+            trajectory=np.ascontiguousarray(readout.trajectory.T),
+        )
+    )
 
 
 def preamble() -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -102,4 +101,7 @@ def is_empty(config: bytes) -> bool:
 
     Gadgetron sends an empty document, perhaps with its declaration, if the external has no configuration.
     """
-    return re.fullmatch(rb"\s*(<\?xml[^>]*\?>)?\s*", config.rstrip(b"\0")) is not None
+    text = config.strip(b"\0 \t\r\n")
+    if text.startswith(b"<?xml"):
+        text = text.partition(b"?>")[2].strip()
+    return not text

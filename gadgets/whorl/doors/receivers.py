@@ -73,6 +73,8 @@ class Receiver:
         with self._lock:
             if self._over:
                 raise ConnectionError("the scan was given up")
+            if self.gone:  # perhaps within a message: nothing may follow that, and nobody is waited for twice
+                raise ConnectionError("the receiver is gone")
             try:
                 self._image(image)
             except OSError as error:

@@ -21,6 +21,7 @@ from whorl.doors.receivers import MrdClient, Receiver
 from whorl.doors.sources import StreamSource
 from whorl.doors.transport import Channel, StreamTimeout
 from whorl.logs import event, new_scan
+from whorl.memory import return_free_memory
 from whorl.scan.failure import EndOfStream
 from whorl.scan.header import patient_of
 
@@ -216,6 +217,7 @@ class Server:
             try:
                 self._run(link, opening, link.source, receiver)
             finally:
+                return_free_memory()
                 self._slots.release()
         link.over = True
         channel.linger(session.LINGER_S)

@@ -6,12 +6,15 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 import ismrmrd
+import numpy as np
 
 from whorl.scan.failure import ScanError
 
 #: Elements that a reconstruction reads, and one that the binding asks for. The others are not even bound:
 #: what is wrong with them, or whom they name, must neither stop a scan nor turn up in a text.
 _BOUND = ("experimentalConditions", "encoding", "sequenceParameters")
+#: Beyond it a number of single precision is infinite.
+_LARGEST = 3e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,19 @@ def read_header(xml: bytes | str) -> Header:
 
     def values(name: str) -> tuple[float, ...]:
         try:
-            return tuple(float(v) for v in (getattr(sequence, name, None) or []))
-        except (TypeError, ValueError) as error:
+            numbers = tuple(float(v) for v in (getattr(sequence, name, None) or []))
+        except (TypeError, ValueError, OverflowError) as error:
             raise ScanError(f"{name} of the MRD header cannot be read: expected numbers") from error
+        if not all(abs(number) < _LARGEST for number in numbers):
+            raise ScanError(f"{name} of the MRD header is not finite: expected numbers")
+        # Single precision by MRD's schema, and all that version 2 carries: the same scan, the same train.
+        return tuple(float(np.float32(number)) for number in numbers)
 
     def announced(name: str) -> int:
         limit = getattr(encoding.encodingLimits, name, None)
         try:
             return 0 if limit is None or limit.maximum is None else int(limit.maximum) + 1
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ScanError(
                 f"the limit {name} of the MRD header cannot be read: expected a number"
             ) from error
@@ -107,8 +114,8 @@ def _space(space: object, name: str) -> Space:
     try:
         matrix = tuple(int(getattr(space.matrixSize, axis)) for axis in "xyz")  # type: ignore[attr-defined]
         fov_mm = tuple(float(getattr(space.fieldOfView_mm, axis)) for axis in "xyz")  # type: ignore[attr-defined]
-    except (AttributeError, TypeError) as error:
-        raise ScanError(f"{name} of the MRD header lacks its matrix or field of view") from error
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ScanError(f"{name} of the MRD header lacks a readable matrix or field of view") from error
     if not (min(matrix[:2]) >= 2 and max(matrix[:2]) <= 2048 and matrix[2] >= 1):
         raise ScanError(f"{name} of the MRD header has matrix {matrix}: expected 2 to 2048 in x and y")
     if not all(0 < edge < 1e5 for edge in fov_mm[:2]):

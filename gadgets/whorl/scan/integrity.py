@@ -170,7 +170,12 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
 
 
 _NOT_FINITE = "with values that are not finite were dropped"
+#: Sums of squares of larger samples are not finite in single precision.
+_LARGEST = 1e15
 
 
 def _is_finite(readout: Readout) -> bool:
-    return bool(np.isfinite(readout.data).all() and np.isfinite(readout.trajectory).all())
+    parts = (readout.data.real, readout.data.imag)
+    return all((np.abs(part) < _LARGEST).all() for part in parts) and bool(
+        np.isfinite(readout.trajectory).all()
+    )
