@@ -185,7 +185,9 @@ def assert_the_same_in_version_2(raw: bytes, expected: list[ismrmrd.Image], sent
         texts = {name: [str(value.value) for value in values] for name, values in image.meta.items()}
         texts.pop("whorl_seconds")
         assert texts == {
-            name: [value] if isinstance(value, str) else list(value) for name, value in meta.items()
+            # The ismrmrd package makes "None" of a text without letters when it reads it back.
+            name: [value.replace("None", "")] if isinstance(value, str) else list(value)
+            for name, value in meta.items()
         }
         v1 = other.getHead()
         for ours, theirs in (
