@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from doors.mutations import HEADER, written
 from whorl.doors import wire
 from whorl.doors.files import count_readouts, read_readouts
-from whorl.doors.wire import Channel
+from whorl.doors.transport import Channel
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.scan.integrity import Tally
 from whorl.scan.readout import HEAD_DTYPE, Readout

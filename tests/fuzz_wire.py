@@ -18,10 +18,12 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["whorl"]):
+    from doors.mrd2_peer import acquisition, mrd, preamble, written
     from doors.mutations import CONFIG, HEADER, PARAMETERS, SCAN, mutated_scan
     from whorl import config
-    from whorl.doors import session, wire
-    from whorl.doors.wire import Channel
+    from whorl.doors import mrd2, opening, wire
+    from whorl.doors.sources import StreamSource
+    from whorl.doors.transport import Channel, StreamTimeout
     from whorl.scan import header
     from whorl.scan.failure import EndOfStream, ScanError
     from whorl.scan.readout import Readout
@@ -64,19 +66,23 @@ def read_stream(data: bytes) -> None:
                 again = Memory()
                 wire.write_readout(Channel(again, 1.0), message)
                 assert again.sent == data[began : memory.at]
-    except (wire.ProtocolError, wire.StreamTimeout, EndOfStream):
+    except (wire.ProtocolError, StreamTimeout, EndOfStream):
         pass
 
 
 def read_scan(data: bytes) -> None:
-    """Opening, then messages to the end, images read past."""
-    channel = Channel(Memory(data), 1.0)
-    try:
-        session.read_opening(channel)
-        while True:
-            wire.read_message(channel)
-    except (wire.ProtocolError, wire.StreamTimeout, EndOfStream):
-        pass
+    """Opening, parameters, readouts to the end, of either version."""
+    channel = Channel(Memory(data), 1.0, received=b"")
+    with suppress(wire.ProtocolError, StreamTimeout, EndOfStream):
+        source = StreamSource(channel, opening.read_opening(channel))
+        source.parameters()
+        for readout in source.readouts():
+            assert readout.data.ndim == readout.trajectory.ndim == 2
+
+
+def read_version_2(data: bytes) -> None:
+    """A stream of MRD version 2 behind its schema."""
+    read_scan(PREAMBLE + data)
 
 
 def read_mutated(data: bytes) -> None:
@@ -89,15 +95,15 @@ def read_mutated(data: bytes) -> None:
 
 def read_config(data: bytes) -> None:
     """A configuration down to the settings."""
-    session.is_gadgetron(data, b"")
+    opening.is_gadgetron(data, b"")
     with suppress(config.SettingsError):
-        config.Settings.from_properties(config.properties_from_xml(data), paths=False)
+        config.Settings.from_properties(config.properties_from_xml(data), local=False)
 
 
 def read_json(data: bytes) -> None:
     """Parameters down to the settings."""
     with suppress(config.SettingsError):
-        config.Settings.from_properties(config.properties_from_json(data), paths=False)
+        config.Settings.from_properties(config.properties_from_json(data), local=False)
 
 
 def read_header(data: bytes) -> None:
@@ -106,10 +112,14 @@ def read_header(data: bytes) -> None:
         header.read_header(data)
 
 
+#: Magic, format and schema.
+PREAMBLE = preamble()
+assert PREAMBLE.startswith(mrd2.MAGIC)
 #: An MRD header takes as long as fifty others, so it comes seldom.
 READERS: tuple[Callable[[bytes], None], ...] = (
     *([read_stream] * 9),
     *([read_scan] * 5),
+    *([read_version_2] * 3),
     *([read_mutated] * 9),
     *([read_config] * 4),
     *([read_json] * 4),
@@ -130,7 +140,8 @@ def write_seeds(folder: Path) -> None:
         return
     scan = b"".join(SCAN)
     seeds = {read_stream: scan, read_scan: scan, read_mutated: bytes(64), read_config: CONFIG}
-    seeds |= {read_json: PARAMETERS.encode(), read_header: HEADER}
+    version_2 = written([mrd.StreamItem.Acquisition(acquisition())], mrd.Header())[len(PREAMBLE) :]
+    seeds |= {read_json: PARAMETERS.encode(), read_header: HEADER, read_version_2: version_2}
     for reader, data in seeds.items():
         (folder / reader.__name__).write_bytes(bytes([READERS.index(reader)]) + data)
 

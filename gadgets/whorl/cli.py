@@ -140,8 +140,9 @@ def replay(
 ) -> None:
     """Reconstruct a recorded scan, in this process or through a running server.
 
-    SCAN is an MRD file (HDF5), or a stream as it was kept by the property spool; with the properties that
-    were recorded with it, unless -C gives others.
+    SCAN is an MRD file (HDF5), or a stream as it was kept by the property spool. In this process the
+    properties that were recorded with a stream are used, unless -C gives others; a server is sent only those
+    that are given here.
     """
     from whorl.doors.files import ResultFile, read_header
 

@@ -517,7 +517,7 @@ class _Scan:
         missing = set(range(self._header.n_slices_announced)) - self._done.keys() - failed
         if missing:
             listed = ", ".join(str(n) for n in sorted(missing)[:8])
-            self._note(
+            self._fail(
                 f"of {self._header.n_slices_announced} slices that the header announces, "
                 f"{listed} did not arrive"
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from doors.messages import make_image, make_readout, make_waveform
 from whorl.doors import wire
-from whorl.doors.wire import Channel
+from whorl.doors.transport import Channel
 from whorl.scan.readout import Flag
 
 CONFIG = (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from doors.mutations import CONFIG, HEADER, SCAN, mutated_scan
 from whorl.doors import session, wire
-from whorl.doors.wire import Channel
+from whorl.doors.transport import Channel
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Readout
 

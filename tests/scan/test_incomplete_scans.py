@@ -175,7 +175,7 @@ def test_a_slice_that_was_announced_and_did_not_arrive(scan: Scan) -> None:
     result = scan.limit("slice", 2).run()
     assert result.slices() == [0]
     assert result.outcome.exit_code == 3
-    assert "1, 2 did not arrive" in "\n".join(result.outcome.notes)
+    assert "1, 2 did not arrive" in "\n".join(result.outcome.failures)
 
 
 # --- Ends ---------------------------------------------------------------------------------------------
