@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from doors.mutations import CONFIG, HEADER, SCAN, mutated_scan
-from whorl.doors import session, wire
+from whorl.doors import wire
+from whorl.doors.opening import read_opening
 from whorl.doors.transport import Channel
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Readout
@@ -108,7 +109,7 @@ def test_a_damaged_opening_is_read_or_refused(data: st.DataObject) -> None:
     def read(channel: Channel) -> None:
         # What comes back is what was sent, in this order, or nothing.
         with suppress(*DECLARED):
-            opening = session.read_opening(channel)
+            opening = read_opening(channel)
             assert opening.header in stream
             assert opening.config is None or opening.config in stream
 
@@ -117,8 +118,8 @@ def test_a_damaged_opening_is_read_or_refused(data: st.DataObject) -> None:
 
 def test_the_opening_of_the_scan_itself() -> None:
     def read(channel: Channel) -> None:
-        opening = session.read_opening(channel)
+        opening = read_opening(channel)
         assert (opening.config, opening.header) == (CONFIG + b"\0", HEADER + b"\0")
-        assert not opening.gadgetron
+        assert opening.dialect == "MRD client"
 
     received(b"".join(SCAN), read)

@@ -31,6 +31,8 @@ logger = logging.getLogger("whorl")
 MAX_WAITING = 64
 #: Between header and first readout a sender may be silent for so long without taking a place.
 IDLE_S = 600.0
+#: So long a scan waits for a place: who has just read the end of one may send the next before it is free.
+PLACE_S = 1.0
 #: Time to tell those whose scan is given up; the grace and this fit into the 10 s that containers are given.
 TELL_S = 1.5
 
@@ -205,7 +207,7 @@ class Server:
             channel.wait(IDLE_S)
             if self._stopping.is_set():
                 refused = "the server is being stopped: send it again later"
-            elif self._slots.acquire(blocking=False):
+            elif self._slots.acquire(timeout=PLACE_S):
                 refused = ""
             else:
                 n = self._max_scans
