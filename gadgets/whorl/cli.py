@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -115,12 +117,19 @@ def stream(config: Path | None, assignments: tuple[str, ...]) -> None:
     """
     from whorl.doors.pipes import run
 
-    if sys.stdin.isatty() or sys.stdout.isatty():
+    if any(end is None or end.isatty() for end in (sys.stdin, sys.stdout)):
         raise click.UsageError(
             "expected pipes: ismrmrd_hdf5_to_stream … | whorl stream | ismrmrd_stream_to_hdf5 …"
         )
     properties = _properties(config, assignments)
     Settings.from_properties(properties)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _say("ERR", "stopped by a signal before the scan was ready: the stream is not complete")
+        os._exit(1)  # the slice that is under way is waited for by nobody
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     # Whatever else is printed, by whichever library, must not get into the stream.
     target = os.dup(1)
     os.dup2(2, 1)

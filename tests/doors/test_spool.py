@@ -110,6 +110,9 @@ STREAMS = {
     "an unknown property": stream_of(parameters={"n_coefs": 5}),
     "a property of the machine": stream_of(parameters={"sequence": "/etc/passwd"}),
     "a header that is none": stream_of(header=b"<html/>"),
+}
+#: What never became a scan: kept, it would drive scans out of the spool.
+NO_SCANS = {
     "no header": stream_of(n=0)[: 2 + wire.CONFIG_NAME_BYTES],
     "no opening": b"GET / HTTP/1.1\r\n\r\n",
 }
@@ -123,11 +126,18 @@ def test_a_server_keeps_what_was_sent_also_of_a_refused_scan(kind: str, tmp_path
         answer(server, stream)
     (raw,) = kept(folder)
     # Of what cannot be read message by message there may be more behind.
-    whole = kind not in ("waveforms and an unknown message", "no opening")
+    whole = kind != "waveforms and an unknown message"
     assert raw == stream if whole else (raw and stream.startswith(raw))
     # Streams carry patient data.
     (path,) = folder.iterdir()
     assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+@pytest.mark.parametrize("kind", NO_SCANS)
+def test_what_never_became_a_scan_is_not_kept(kind: str, tmp_path: Path) -> None:
+    with served(properties={"spool": str(tmp_path / "spool")}) as server:
+        answer(server, NO_SCANS[kind])
+    assert not (tmp_path / "spool").exists()
 
 
 def test_a_scan_that_is_one_too_many_is_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Letters: C coils, S samples, D trajectory columns.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from whorl.doors.transport import Channel, Pipes, StreamTimeout
 from whorl.doors.wire import ProtocolError
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.readout import HEAD_DTYPE, Readout
+
+logger = logging.getLogger("whorl")
 
 #: Without these fields nobody can tell what a readout is; others may be missing and are 0 then.
 _NEEDED = ("flags", "number_of_samples", "active_channels", "trajectory_dimensions", "idx")
@@ -203,11 +206,15 @@ def _readout(head: np.void, trajectory: NDArray[Any], data: NDArray[Any], what: 
         samples = samples.view(np.complex64)
     places = np.ascontiguousarray(trajectory, np.float32).ravel()
     if samples.size != n_coils * n_samples or places.size != n_samples * n_columns:
-        raise ScanError(
-            f"{what}: its header says {n_coils} coils × {n_samples} samples "
-            f"and {n_columns} trajectory columns, got {samples.size} complex samples "
-            f"and {places.size} trajectory values"
+        # Each row stands by itself: without samples this one is dropped and counted, and costs no other.
+        logger.warning(
+            "%s: its header says %d coils × %d samples and %d trajectory columns, got %d complex samples "
+            "and %d trajectory values",
+            *(what, n_coils, n_samples, n_columns, samples.size, places.size),
         )
+        head, n_samples = head.copy(), 0
+        head["number_of_samples"] = 0
+        samples, places = samples[:0], places[:0]
     return Readout(
         head=head,
         trajectory=places.reshape(n_samples, n_columns),  # (S, D)

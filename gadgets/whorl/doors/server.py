@@ -197,8 +197,8 @@ class Server:
                 return
             event("refused", logging.WARNING, peer=link.address)
             receiver: Receiver = MrdClient(channel, session.say_to_log)
-            with session.on_this_machine(channel, None, self._operator, receiver):
-                session.refuse(channel, None, receiver, str(error))
+            # Not kept: what never became a scan would drive scans out of the spool.
+            session.refuse(channel, None, receiver, str(error))
             return
         receiver = session.receiver_of(channel, opening)
         with session.on_this_machine(channel, opening, self._operator, receiver):
@@ -214,6 +214,7 @@ class Server:
                 refused = f"{n} scans are being reconstructed, which is the limit: send it again later"
             if refused:
                 event("refused", logging.WARNING, peer=link.address)
+                link.over = True  # no scan that could be given up
                 session.refuse(channel, link.source, receiver, refused)
                 return
             try:

@@ -107,7 +107,7 @@ class Operator:
     properties: Mapping[str, object] = field(default_factory=dict)
     senders: Literal["network", "local", "recorded", "replaced"] = "network"
 
-    def machine(self, opening: Opening | None) -> Settings:
+    def machine(self, opening: Opening) -> Settings:
         """The settings that concern this machine: spool and limits. They hold even if others are wrong.
 
         Raises
@@ -116,7 +116,7 @@ class Operator:
             If one of them cannot be read.
         """
         found = dict(self.properties)
-        if opening is not None and opening.config and self.senders == "local":
+        if opening.config and self.senders == "local":
             found.update(_properties_of(opening))
         return Settings.from_properties({name: value for name, value in found.items() if name in LOCAL})
 
@@ -184,7 +184,7 @@ def receiver_of(channel: Channel, opening: Opening) -> Receiver:
 
 @contextmanager
 def on_this_machine(
-    channel: Channel, opening: Opening | None, operator: Operator, receiver: Receiver
+    channel: Channel, opening: Opening, operator: Operator, receiver: Receiver
 ) -> Iterator[None]:
     """Read a scan's stream within the operator's limits of time, and keep it as it came if he wants that."""
     try:
