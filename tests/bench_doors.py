@@ -34,7 +34,8 @@ import torch
 from gadgetron.external import Connection
 from numpy.typing import NDArray
 
-from doors.mutations import HEADER, written
+from doors.messages import bytes_of
+from doors.mutations import HEADER
 from whorl.doors import wire
 from whorl.doors.files import count_readouts, read_readouts
 from whorl.doors.transport import Channel
@@ -229,9 +230,9 @@ def receiving(runs: int, cores: list[int]) -> None:
         os.sched_setaffinity(0, {own})
     torch.set_num_threads(1)
     readouts = make_scan()
-    stream = b"".join([*map(acquisition, readouts), written(wire.write_close)])
-    opening = written(lambda c: wire.write_config_text(c, "<configuration/>", terminate=False))
-    opening += written(lambda c: wire.write_header(c, HEADER, terminate=False))
+    stream = b"".join([*map(acquisition, readouts), bytes_of(wire.write_close)])
+    opening = bytes_of(lambda c: wire.write_config_text(c, "<configuration/>", terminate=False))
+    opening += bytes_of(lambda c: wire.write_header(c, HEADER, terminate=False))
     cases = (
         Case("raw TCP, recv_into", raw(stream)),
         Case("whorl: read_message, copied into a block", blocks(readouts)),

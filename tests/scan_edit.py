@@ -119,6 +119,15 @@ class Scan:
             self.data[n] *= np.float32(second_scale)
         return self.limit("slice", 1)
 
+    def slices(self, number: int) -> Scan:
+        """The same slice several times, one after the other; none says that it is the last."""
+        imaging = self.imaging
+        n_noise, T = len(self.heads) - len(imaging), len(imaging)
+        self.heads["flags"][imaging] &= ~np.uint64(Flag.LAST_IN_MEASUREMENT)
+        self.take(np.concatenate([np.arange(n_noise), *([imaging] * number)]))
+        self.heads["idx"]["slice"][n_noise:] = np.arange(number).repeat(T)
+        return self.limit("slice", number - 1)
+
     def flag(self, places: Any, flag: int) -> Scan:
         self.heads["flags"][places] |= np.uint64(flag)
         return self

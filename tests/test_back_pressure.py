@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ismrmrd
-import numpy as np
 import pytest
 
 import whorl.pipeline
@@ -23,7 +22,7 @@ from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.pipeline import Outcome, reconstruct_scan
 from whorl.reconstruction import SliceResult
 from whorl.scan.failure import ScanError
-from whorl.scan.readout import Flag, Readout
+from whorl.scan.readout import Readout
 
 #: Slices in all, and what a reader may have taken while none can be sent: two that are handed over, one
 #: that is complete and waits, and what the vote over the first readouts holds back of the next.
@@ -33,12 +32,7 @@ N_SLICES, AHEAD = 8, 3
 @pytest.fixture
 def long(scan: Scan) -> Scan:
     """The tiny slice eight times."""
-    imaging = scan.imaging
-    n_noise, T = len(scan.heads) - len(imaging), len(imaging)
-    scan.heads["flags"][imaging] &= ~np.uint64(Flag.LAST_IN_MEASUREMENT)
-    scan.take(np.concatenate([np.arange(n_noise), *([imaging] * N_SLICES)]))
-    scan.heads["idx"]["slice"][n_noise:] = np.arange(N_SLICES).repeat(T)
-    return scan.limit("slice", N_SLICES - 1)
+    return scan.slices(N_SLICES)
 
 
 def in_time(work: Callable[[], Any]) -> Any:

@@ -16,7 +16,7 @@ from whorl.kspace.coils import NoiseStatistics
 from whorl.pipeline import find_train_and_counter, reconstruct_scan
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally, usable
-from whorl.scan.readout import Flag, Readout
+from whorl.scan.readout import Readout
 
 #: Share of pixels within two atoms if one of 120 readouts is missing: its interleaf aliases.
 LOST_ONE = 0.7
@@ -71,16 +71,6 @@ DAMAGE: dict[str, tuple[Callable[[Scan, int], None], str]] = {
 EACH_DAMAGE = pytest.mark.parametrize("damage", DAMAGE)
 
 
-def several(scan: Scan, n_slices: int) -> Scan:
-    """The same slice several times."""
-    imaging = scan.imaging
-    n_noise, T = len(scan.heads) - len(imaging), len(imaging)
-    scan.heads["flags"][imaging] &= ~np.uint64(Flag.LAST_IN_MEASUREMENT)
-    scan.take(np.concatenate([np.arange(n_noise), *([imaging] * n_slices)]))
-    scan.heads["idx"]["slice"][n_noise:] = np.arange(n_slices).repeat(T)
-    return scan.limit("slice", n_slices - 1)
-
-
 def assert_one_lost(result: Result, untouched: Result, n_slices: int, bad: int, why: str) -> None:
     """All slices are there; the bad one says what it lacks and why, the others are as they were."""
     outcome = result.outcome
@@ -129,7 +119,7 @@ def test_one_bad_readout_does_not_cost_another_slice(
     scan: Scan, untouched: Result, damage: str, bad: int
 ) -> None:
     damaged, why = DAMAGE[damage]
-    several(scan, 3)
+    scan.slices(3)
     damaged(scan, scan.imaging[120 * bad + 40])
     assert_one_lost(scan.run(), untouched, 3, bad, why)
 
@@ -137,7 +127,7 @@ def test_one_bad_readout_does_not_cost_another_slice(
 @EACH_DAMAGE
 def test_a_slice_with_a_bad_readout_does_not_wait_for_the_end(scan: Scan, damage: str) -> None:
     """When the third slice is under way, the first is out."""
-    several(scan, 3)
+    scan.slices(3)
     DAMAGE[damage][0](scan, scan.imaging[40])
     images: list[ismrmrd.Image] = []
     early: list[int] = []
@@ -162,7 +152,7 @@ def test_a_slice_with_a_bad_readout_does_not_wait_for_the_end(scan: Scan, damage
 def test_a_slice_that_is_complete_is_made_whatever_the_header_announces(
     scan: Scan, untouched: Result
 ) -> None:
-    result = several(scan, 2).limit("slice", 0).run()
+    result = scan.slices(2).limit("slice", 0).run()
     assert result.slices() == [0, 1]
     assert result.outcome.exit_code == 0
     assert_close(result, untouched, slice_number=1)
@@ -184,7 +174,7 @@ def test_the_only_slice_fails_whatever_its_number(scan: Scan) -> None:
 
 def test_a_readout_with_the_number_of_another_slice(scan: Scan, untouched: Result) -> None:
     """It is that slice's then, which says so where its own comes too; no slice waits for the end."""
-    several(scan, 3)
+    scan.slices(3)
     n = scan.imaging[40]
     scan.heads["idx"]["slice"][n] = 2
     result = scan.run()
@@ -247,7 +237,7 @@ def test_a_counter_that_goes_on_beyond_the_train_is_not_damaged(scan: Scan) -> N
 
 def test_outliers_of_many_slices_are_not_another_train(scan: Scan) -> None:
     """One in each of 16 slices is more than a tenth of a train, and not a hundredth of the readouts."""
-    several(scan, 16)
+    scan.slices(16)
     for number in range(16):
         outside(scan, scan.imaging[120 * number + 30])
     result = scan.run(n_coefficients=2)
@@ -276,7 +266,7 @@ def test_what_most_readouts_are_stops_the_scan(scan: Scan, damage: str, n_good: 
 @pytest.mark.parametrize("damage", ["no coils", "no trajectory", "length", "not finite", "partition"])
 def test_a_slice_that_is_mostly_bad_says_why_it_fails(scan: Scan, untouched: Result, damage: str) -> None:
     damaged, why = DAMAGE[damage]
-    several(scan, 2)
+    scan.slices(2)
     for n in scan.imaging[160:]:
         damaged(scan, n)
     result = scan.run()

@@ -30,13 +30,13 @@ import numpy as np
 import pytest
 
 from doors.gadgetron_parent import external, run_external, talk
+from doors.messages import bytes_of
 from doors.processes import (
     ENVIRONMENT,
     WAIT_S,
     Client,
     Served,
     Usage,
-    bytes_of,
     send_scan,
     serving,
     until_refused,

@@ -39,16 +39,18 @@ class _Lines(logging.Handler):
 
 
 @pytest.fixture
-def lines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def lines(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """The log of the test, as JSON unless `text` is asked for."""
     handler = _Lines(getattr(request, "param", "json"))
     logger = logging.getLogger("whorl")
-    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)  # not the attribute: a logger remembers which levels were off before
     logger.addHandler(handler)
     token = logs.current_scan.set("")
     yield handler.lines
     logs.current_scan.reset(token)
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 as_text = pytest.mark.parametrize("lines", ["text"], indirect=True)

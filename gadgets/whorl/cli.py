@@ -49,8 +49,6 @@ def main(verbose: bool, log_format: str) -> None:
     from whorl import logs
 
     logs.configure(logging.DEBUG if verbose else logging.WARNING, log_format)
-    for name in ("numba", "matplotlib", "h5py", "PIL"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _properties(config: Path | None, assignments: tuple[str, ...]) -> dict[str, object]:

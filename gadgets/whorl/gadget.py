@@ -47,9 +47,6 @@ def reconstruct(connection: Any) -> None:
     SystemExit
         With code 1 or 3 if something was not delivered, after it was reported.
     """
-    # Gadgetron has the package log everything; numba then writes each byte code that it compiles.
-    for name in ("numba", "matplotlib", "h5py"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     from whorl.doors import session, wire
     from whorl.doors.opening import Opening
     from whorl.doors.receivers import Gadgetron

@@ -74,6 +74,9 @@ def _quoted(value: object) -> str:
 
 def configure(level: int, style: str = "text") -> None:
     """Send all logs to stderr, as lines for people (`text`) or as JSON objects (`json`)."""
+    # Numba writes each byte code that it compiles.
+    for name in ("numba", "matplotlib", "h5py", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EventFormatter(style))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ismrmrd
 import numpy as np
 
 from whorl.config import Settings
 from whorl.doors import wire
+from whorl.doors.server import Server
+from whorl.doors.transport import Channel
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
+#: Nothing here takes so long; whatever does hangs.
+WAIT_S = 30.0
 HEADER = b'<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"/>'
 
 
@@ -41,6 +48,27 @@ def make_image(dtype: type = np.uint16, ny: int = 3, nx: int = 5, **meta: str) -
 def make_waveform(n_channels: int = 2, n_samples: int = 5) -> bytes:
     data = np.zeros((n_channels, n_samples), np.uint32)
     return struct.pack("<H", wire.WAVEFORM) + ismrmrd.Waveform.from_array(data).to_bytes()
+
+
+class _Sink:
+    """Keeps what is written to it, as the connection of a `Channel`."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def sendall(self, data: bytes, /) -> None:
+        self.data += data
+
+    def settimeout(self, value: float | None, /) -> None:
+        pass
+
+
+def bytes_of(*writes: Callable[[Channel], None]) -> bytes:
+    """What some writers of `wire` send."""
+    sink = _Sink()
+    for write in writes:
+        write(Channel(sink))  # type: ignore[arg-type]
+    return bytes(sink.data)
 
 
 @dataclass(frozen=True)
@@ -82,3 +110,20 @@ def count(
         )
     )
     return Counted(1, tuple(failures))
+
+
+@contextmanager
+def served(reconstruct: Any = count, **options: Any) -> Iterator[Server]:
+    """A server; when the block is left all its scans are over, and their spools closed.
+
+    `reconstruct` is None for the real reconstruction.
+    """
+    server = Server("127.0.0.1", 0, reconstruct=reconstruct, grace_s=WAIT_S, **options)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Callable
 
-from doors.messages import make_image, make_readout, make_waveform
+from doors.messages import bytes_of, make_image, make_readout, make_waveform
 from whorl.doors import wire
-from whorl.doors.transport import Channel
 from whorl.scan.readout import Flag
 
 CONFIG = (
@@ -30,27 +28,18 @@ HEADER = (
 ).encode()
 
 
-def written(write: Callable[[Channel], None]) -> bytes:
-    """The bytes that `write` sends."""
-    left, right = socket.socketpair()
-    with left, right:
-        write(Channel(left))
-        left.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: right.recv(65536), b""))
-
-
 def _scan() -> list[bytes]:
     noise = make_readout(2, 11, 0, seed=0)
     noise.head["flags"] = Flag.IS_NOISE_MEASUREMENT
     readouts = [make_readout(2, 9, 2, seed) for seed in (1, 2, 3)]
     return [
-        written(lambda c: wire.write_config_text(c, CONFIG)),
-        written(lambda c: wire.write_header(c, HEADER)),
-        written(lambda c: wire.write_text(c, PARAMETERS)),
-        *(written(lambda c, r=r: wire.write_readout(c, r)) for r in (noise, *readouts)),
+        bytes_of(lambda c: wire.write_config_text(c, CONFIG)),
+        bytes_of(lambda c: wire.write_header(c, HEADER)),
+        bytes_of(lambda c: wire.write_text(c, PARAMETERS)),
+        *(bytes_of(lambda c, r=r: wire.write_readout(c, r)) for r in (noise, *readouts)),
         make_waveform(),
-        written(lambda c: wire.write_image(c, make_image(ny=3, nx=5, a="b"))),
-        written(wire.write_close),
+        bytes_of(lambda c: wire.write_image(c, make_image(ny=3, nx=5, a="b"))),
+        bytes_of(wire.write_close),
     ]
 
 

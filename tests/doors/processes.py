@@ -110,27 +110,6 @@ def until_refused(port: int) -> None:
     wait_until(refused)
 
 
-class _Sink:
-    """Keeps what is written to it, as the connection of a `Channel`."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def sendall(self, data: bytes, /) -> None:
-        self.data += data
-
-    def settimeout(self, value: float | None, /) -> None:
-        pass
-
-
-def bytes_of(*writes: Callable[[Channel], None]) -> bytes:
-    """What some writers of `wire` send."""
-    sink = _Sink()
-    for write in writes:
-        write(Channel(sink))  # type: ignore[arg-type]
-    return bytes(sink.data)
-
-
 @dataclass(slots=True)
 class Client:
     """A connection to a server that is written to step by step while the answer is collected.

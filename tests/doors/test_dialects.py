@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import ismrmrd
@@ -17,10 +18,12 @@ import pytest
 
 import whorl
 from doors.gadgetron_parent import external, run_external, talk
+from doors.messages import bytes_of, served
 from doors.mrd2_peer import mrd, stream_of
 from whorl.doors import client, files, wire
 from whorl.doors.server import Server
 from whorl.doors.transport import Channel
+from whorl.scan.integrity import kept
 
 FAST = {"method": "lowrank"}
 WAIT_S = 60.0
@@ -54,19 +57,11 @@ def of_stream(raw: bytes) -> list[ismrmrd.Image]:
 
 def version_1(path: Path) -> bytes:
     """A scan as `ismrmrd_hdf5_to_stream` writes it: header, readouts, CLOSE."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        received: list[bytes] = []
-        thread = threading.Thread(target=lambda: received.extend(iter(lambda: theirs.recv(1 << 20), b"")))
-        thread.start()
-        channel = Channel(ours, WAIT_S)
-        wire.write_header(channel, files.read_header(path), terminate=False)
-        for readout in files.read_readouts(path):
-            wire.write_readout(channel, readout)
-        wire.write_close(channel)
-        ours.close()
-        thread.join()
-    return b"".join(received)
+    return bytes_of(
+        lambda channel: wire.write_header(channel, files.read_header(path), terminate=False),
+        *(partial(wire.write_readout, readout=kept(readout)) for readout in files.read_readouts(path)),
+        wire.write_close,
+    )
 
 
 def run_whorl(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -88,13 +83,8 @@ def spool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(spool: Path) -> Iterator[Server]:
-    served = Server("127.0.0.1", 0, {"spool": str(spool)})
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join(20.0)
-    assert not thread.is_alive()
+    with served(None, properties={"spool": str(spool)}) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -212,17 +202,13 @@ def test_version_2_through_pipes(tiny_scan: Path, reference: list[ismrmrd.Image]
 
 
 def test_version_2_through_a_socket(tiny_scan: Path, reference: list[ismrmrd.Image]) -> None:
-    served = Server("127.0.0.1", 0, FAST)
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    try:
-        with socket.create_connection(("127.0.0.1", served.port), WAIT_S) as connection:
-            raw = stream_of(tiny_scan)
-            sender = threading.Thread(target=connection.sendall, args=(raw,))
-            sender.start()
-            answer = b"".join(iter(lambda: connection.recv(1 << 20), b""))
-            sender.join()
-    finally:
-        served.shutdown()
-        thread.join(20.0)
+    with (
+        served(None, properties=FAST) as server,
+        socket.create_connection(("127.0.0.1", server.port), WAIT_S) as connection,
+    ):
+        raw = stream_of(tiny_scan)
+        sender = threading.Thread(target=connection.sendall, args=(raw,))
+        sender.start()
+        answer = b"".join(iter(lambda: connection.recv(1 << 20), b""))
+        sender.join()
     assert_the_same_in_version_2(answer, reference, stream_of(tiny_scan))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from doors.gadgetron_parent import external, run_external, talk
+from doors.messages import served
 from doors.test_gadget import assert_failed_as_gadgetron_understands
 from whorl.doors import client, files, wire
 from whorl.doors.server import Server
@@ -22,13 +23,8 @@ QUANTITIES = ["T1", "T2", "M0", "QUALITY"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    served = Server("127.0.0.1", 0)
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join(20.0)
-    assert not thread.is_alive()
+    with served(None) as server:
+        yield server
 
 
 def roles(images: list) -> list[str]:

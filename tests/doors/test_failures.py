@@ -27,12 +27,11 @@ from click.testing import CliRunner
 
 import whorl
 from doors.gadgetron_parent import Conversation, external, run_external, send_messages, talk
-from doors.messages import make_waveform
+from doors.messages import bytes_of, make_waveform, served
 from doors.test_gadget import FULL_HEADER
 from scan_edit import QUANTITIES, Scan
 from whorl.cli import main
 from whorl.doors import files, pipes, wire
-from whorl.doors.server import Server
 from whorl.doors.transport import Channel, Pipes
 from whorl.maps.status import SERIES
 from whorl.pipeline import reconstruct_scan
@@ -47,25 +46,8 @@ HALF, NEARLY_ALL = 64, 4 + 116
 Messages = list[Readout | bytes]
 
 
-def packed(*write: Callable[[Channel], None]) -> bytes:
-    """What is written to a channel, as bytes."""
-    read, written = os.pipe()
-    chunks: list[bytes] = []
-    thread = threading.Thread(
-        target=lambda: chunks.extend(iter(lambda: os.read(read, 1 << 16), b"")), daemon=True
-    )
-    thread.start()
-    channel = Channel(Pipes(-1, written))
-    for one in write:
-        one(channel)
-    os.close(written)
-    thread.join(WAIT_S)
-    os.close(read)
-    return b"".join(chunks)
-
-
 def opening(scan: Scan) -> bytes:
-    return packed(
+    return bytes_of(
         lambda channel: wire.write_config_text(channel, b"<configuration/>", terminate=False),
         lambda channel: wire.write_header(channel, scan.header, terminate=False),
     )
@@ -170,7 +152,7 @@ def config_of(properties: Mapping[str, str]) -> bytes:
 def stream_of(kind: Kind, scan: Scan, *, terminate: bool) -> bytes:
     """The whole stream as it is sent by others than Gadgetron."""
     header, messages = kind.of(scan)
-    return packed(
+    return bytes_of(
         lambda channel: wire.write_config_text(channel, config_of(kind.properties), terminate=terminate),
         lambda channel: wire.write_header(channel, header, terminate=terminate),
         lambda channel: send_messages(channel, messages),
@@ -323,13 +305,8 @@ RECEIVERS = ("external", "connect", "client", "pipes", "file")
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    server = Server("127.0.0.1", 0, reconstruct=reconstruct_scan)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.port
-    server.shutdown()
-    thread.join(WAIT_S)
-    assert not thread.is_alive()
+    with served(reconstruct_scan) as server:
+        yield server.port
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,8 +15,7 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from doors.messages import HEADER, count, make_readout
-from whorl.doors.server import Server
+from doors.messages import HEADER, make_readout, served
 from whorl.doors.session import configurations
 
 WAIT_S = 10.0
@@ -72,13 +70,8 @@ class Answer:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    server = Server("127.0.0.1", 0, reconstruct=count)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.port
-    server.shutdown()
-    thread.join(WAIT_S)
-    assert not thread.is_alive()
+    with served() as server:
+        yield server.port
 
 
 def ask(port: int, *messages: bytes) -> Answer:

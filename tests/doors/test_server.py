@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from doors.messages import HEADER, Counted, count, make_image, make_readout, make_waveform
+from doors.processes import until_refused
 from whorl.doors import session, wire
 from whorl.doors.opening import is_gadgetron
 from whorl.doors.receivers import MAX_DEBUG_TEXTS
@@ -306,6 +307,14 @@ def test_a_sender_that_falls_silent_is_told(serve) -> None:
     assert texts[-1].startswith("ERR nothing was received for 0.3 s after 1 readouts")
 
 
+def test_a_sender_that_falls_silent_after_its_header_is_told(serve) -> None:
+    with connect(serve(properties={"idle_timeout_s": 0.3})) as channel:
+        open_scan(channel)
+        images, texts = answer(channel)
+    assert images == []
+    assert texts == ["ERR nothing was received for 0.3 s after 0 readouts: expected a message"]
+
+
 def test_a_scan_that_never_ends_is_ended(serve) -> None:
     """A sender that says something now and then is not silent; the time of a scan is limited too."""
     with connect(serve(properties={"scan_timeout_s": 0.5})) as channel:
@@ -561,19 +570,6 @@ def server_process(**options: object) -> Iterator[tuple[subprocess.Popen[str], i
             yield process, int(process.stdout.readline())
         finally:
             process.kill()
-
-
-def until_refused(port: int) -> None:
-    """Wait until nobody listens any more."""
-    for _ in range(int(WAIT_S / 0.02)):
-        try:
-            socket.create_connection(("127.0.0.1", port), WAIT_S).close()
-        except ConnectionRefusedError:
-            return
-        except ConnectionResetError:  # was waiting to be accepted when the listener closed
-            pass
-        time.sleep(0.02)
-    pytest.fail("the server still listens")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

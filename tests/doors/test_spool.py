@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from click.testing import CliRunner
 
 import whorl
 from doors.gadgetron_parent import external, run_external, send_messages
-from doors.messages import HEADER, count, make_readout, make_waveform
-from doors.test_failures import packed, read_output
+from doors.messages import HEADER, bytes_of, count, make_readout, make_waveform, served
+from doors.test_failures import read_output
 from doors.test_gadget import FULL_HEADER
 from scan_edit import Scan
 from whorl.cli import main
@@ -59,21 +58,7 @@ def stream_of(
     write.append(lambda channel: send_messages(channel, [*readouts, *messages]))
     if close:
         write.append(wire.write_close)
-    return packed(*write)
-
-
-@contextlib.contextmanager
-def served(reconstruct: Any = count, **options: Any) -> Iterator[Server]:
-    """A server; when the block is left all its scans are over, and their spools closed."""
-    server = Server("127.0.0.1", 0, reconstruct=reconstruct, grace_s=WAIT_S, **options)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
+    return bytes_of(*write)
 
 
 def answer(server: Server, stream: bytes) -> tuple[list[ismrmrd.Image], list[str]]:
@@ -177,7 +162,7 @@ def test_the_spool_is_not_taken_from_the_network(way: str, tmp_path: Path) -> No
     config = f'<configuration><property name="spool" value="{folder}"/></configuration>'.encode()
     stream = stream_of(parameters={"spool": str(folder)}) if way == "parameters" else stream_of(config=config)
     if way == "Gadgetron":
-        stream = packed(
+        stream = bytes_of(
             lambda channel: wire.write_config_text(channel, config, terminate=False),
             lambda channel: wire.write_header(channel, HEADER, terminate=False),
             wire.write_close,
@@ -204,7 +189,7 @@ def test_the_external_keeps_what_gadgetron_sent(tmp_path: Path) -> None:
     assert "unknown property" in said.errors[0]
     _, config = external("whorl", properties)
     assert kept(tmp_path / "spool") == [
-        packed(
+        bytes_of(
             lambda channel: wire.write_config_text(channel, config, terminate=False),
             lambda channel: wire.write_header(channel, FULL_HEADER, terminate=False),
             lambda channel: send_messages(channel, readouts),
@@ -256,7 +241,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None
 
 
 def test_a_scan_larger_than_the_spool_is_kept_up_to_there(tmp_path: Path) -> None:
-    large = packed(lambda channel: send_messages(channel, [make_readout(8, 2000, 2)] * 12))
+    large = bytes_of(lambda channel: send_messages(channel, [make_readout(8, 2000, 2)] * 12))
     stream = stream_of(large)
     with served(properties={"spool": str(tmp_path), "spool_mb": 1}) as server:
         images, texts = answer(server, stream)
@@ -271,7 +256,7 @@ def test_a_scan_larger_than_the_spool_is_kept_up_to_there(tmp_path: Path) -> Non
 def test_a_full_disk_ends_the_spool_and_not_the_scan(scan: Scan, tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     limit = 1_000_003
-    stream = packed(
+    stream = bytes_of(
         lambda channel: wire.write_header(channel, scan.header, terminate=False),
         lambda channel: send_messages(channel, scan.readouts()),
         wire.write_close,
@@ -380,7 +365,7 @@ CUTS = ["before CLOSE", "within a readout's samples", "within a readout's header
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_of_a_spool_that_breaks_off_all_whole_readouts_are_read(cut: str, tmp_path: Path) -> None:
-    one = len(packed(lambda channel: wire.write_readout(channel, make_readout(2, 9, 2))))
+    one = len(bytes_of(lambda channel: wire.write_readout(channel, make_readout(2, 9, 2))))
     stream = stream_of(n=7)
     end, n_whole = {
         "before CLOSE": (-2, 7),
@@ -429,7 +414,7 @@ def recorded(
             lambda channel: wire.write_text(channel, text),
         ]
     path.write_bytes(
-        packed(
+        bytes_of(
             *opening,
             lambda channel: send_messages(channel, readouts[:n]),
             *([wire.write_close] if n is None else []),

@@ -11,7 +11,7 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from doors.messages import make_image, make_readout, make_waveform
+from doors.messages import bytes_of, make_image, make_readout, make_waveform
 from whorl.doors import wire
 from whorl.doors.transport import Channel, StreamTimeout
 from whorl.scan.failure import EndOfStream
@@ -161,24 +161,16 @@ def test_waveforms_and_unwanted_images_are_read_past(pair) -> None:
     assert got == [wire.Skipped("waveform"), wire.Skipped("image"), wire.Skipped("waveform"), wire.Close()]
 
 
-def written(write: Callable[[Channel], None]) -> bytes:
-    left, right = socket.socketpair()
-    with left, right:
-        write(Channel(left))
-        left.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: right.recv(65536), b""))
-
-
 COMPLETE = {
-    "config name": written(lambda c: wire.write_config_name(c, "whorl")),
-    "config": written(lambda c: wire.write_config_text(c, "<configuration/>")),
-    "header": written(lambda c: wire.write_header(c, "<ismrmrdHeader/>")),
-    "text": written(lambda c: wire.write_text(c, "DBG x")),
-    "error": written(lambda c: wire.write_error(c, "failed")),
-    "acquisition": written(lambda c: wire.write_readout(c, make_readout(2, 9, 2))),
-    "image": written(lambda c: wire.write_image(c, make_image(np.uint16, 3, 5, a="b"))),
+    "config name": bytes_of(lambda c: wire.write_config_name(c, "whorl")),
+    "config": bytes_of(lambda c: wire.write_config_text(c, "<configuration/>")),
+    "header": bytes_of(lambda c: wire.write_header(c, "<ismrmrdHeader/>")),
+    "text": bytes_of(lambda c: wire.write_text(c, "DBG x")),
+    "error": bytes_of(lambda c: wire.write_error(c, "failed")),
+    "acquisition": bytes_of(lambda c: wire.write_readout(c, make_readout(2, 9, 2))),
+    "image": bytes_of(lambda c: wire.write_image(c, make_image(np.uint16, 3, 5, a="b"))),
     "waveform": make_waveform(),
-    "close": written(wire.write_close),
+    "close": bytes_of(wire.write_close),
 }
 
 

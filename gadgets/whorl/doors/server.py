@@ -29,8 +29,6 @@ logger = logging.getLogger("whorl")
 
 #: Connections that have not sent their header yet, or are told that they are refused.
 MAX_WAITING = 64
-#: Between header and first readout a sender may be silent for so long without taking a place.
-IDLE_S = 600.0
 #: So long a scan waits for a place: who has just read the end of one may send the next before it is free.
 PLACE_S = 1.0
 #: Time to tell those whose scan is given up; the grace and this fit into the 10 s that containers are given.
@@ -204,7 +202,7 @@ class Server:
         with session.on_this_machine(channel, opening, self._operator, receiver):
             link.source, link.receiver = StreamSource(channel, opening), receiver
             # Only who goes on after the header takes a place: the silent block nobody.
-            channel.wait(IDLE_S)
+            channel.wait()
             if self._stopping.is_set():
                 refused = "the server is being stopped: send it again later"
             elif self._slots.acquire(timeout=PLACE_S):

@@ -173,11 +173,11 @@ class Channel:
     def _timed_out(self, why: str, what: str) -> StreamTimeout:
         return StreamTimeout(f"{why} after {self.n_readouts} readouts: expected {what}")
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when there is something to read, or the end, or after `timeout_s`."""
+    def wait(self) -> None:
+        """Return when there is something to read, or the end, or after the longest silence."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._connection, selectors.EVENT_READ)
-            selector.select(timeout_s)
+            selector.select(self._timeout_s)
 
     def read_into(self, view: memoryview, what: str) -> None:
         """Fill `view`.

@@ -56,21 +56,14 @@ def read_header(xml: bytes | str) -> Header:
     ScanError
         If the document cannot be read, declares entities, or lacks a usable matrix or field of view.
     """
-    raw = xml.encode() if isinstance(xml, str) else xml
-    raw = raw.rstrip(b"\0 \r\n\t")
-    if b"\0" in raw:  # UTF-16, in which the next line would find nothing
-        raise ScanError("the MRD header cannot be read: expected UTF-8, got NUL bytes")
-    if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
-        raise ScanError("the MRD header declares a document type or entities, which are not accepted")
+    root = _root(xml)
     try:
-        root = ET.fromstring(raw)
         protocol_name = root.findtext("{*}measurementInformation/{*}protocolName", "").strip()
         for element in [e for e in root if e.tag.rpartition("}")[2] not in _BOUND]:
             root.remove(element)
         document = ismrmrd.xsd.CreateFromDocument(ET.tostring(root))
     except Exception as error:  # whatever the XML binding raises, the operator needs one sentence
-        what = str(error).splitlines() or [type(error).__name__]
-        raise ScanError(f"the MRD header cannot be read: {what[0]}") from error
+        raise _unreadable(error) from error
     encodings = list(getattr(document, "encoding", None) or [])
     if not encodings:
         raise ScanError("the MRD header has no encoding: matrix and field of view are not known")
@@ -110,6 +103,25 @@ def read_header(xml: bytes | str) -> Header:
     )
 
 
+def _root(xml: bytes | str) -> ET.Element:
+    """The header document, which must not declare anything; `ScanError` if it does, or is no XML."""
+    raw = xml.encode() if isinstance(xml, str) else xml
+    raw = raw.rstrip(b"\0 \r\n\t")
+    if b"\0" in raw:  # UTF-16, in which the next line would find nothing
+        raise ScanError("the MRD header cannot be read: expected UTF-8, got NUL bytes")
+    if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:
+        raise ScanError("the MRD header declares a document type or entities, which are not accepted")
+    try:
+        return ET.fromstring(raw)
+    except (ET.ParseError, ValueError, LookupError) as error:  # the latter for unknown encodings
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> ScanError:
+    what = str(error).splitlines() or [type(error).__name__]
+    return ScanError(f"the MRD header cannot be read: {what[0]}")
+
+
 def _space(space: object, name: str) -> Space:
     try:
         matrix = tuple(int(getattr(space.matrixSize, axis)) for axis in "xyz")  # type: ignore[attr-defined]
@@ -125,11 +137,9 @@ def _space(space: object, name: str) -> Space:
 
 def patient_of(xml: bytes) -> dict[str, str]:
     """Id and name of the patient, as far as they can be read: for an operator who wants them in the log."""
-    if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
-        return {}
     try:
-        subject = ET.fromstring(xml.rstrip(b"\0 \r\n\t")).find("{*}subjectInformation")
-    except (ET.ParseError, ValueError, LookupError):
+        subject = _root(xml).find("{*}subjectInformation")
+    except ScanError:
         return {}
     if subject is None:
         return {}
