@@ -45,14 +45,14 @@ Maps = dict[str, NDArray[np.float32]]
 @contextmanager
 def _server() -> Iterator[int]:
     """A server in a process of its own; gives its port."""
-    command = [sys.executable, "-m", "whorl", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "whorl", "--log-format", "json", "serve", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             said = ""
             for line in process.stderr:
                 said += line
-                found = re.search(r"listening on .*?:(\d+)", line)
+                found = re.search(r'"event": "listening", "address": "[^,"]*:(\d+)[,"]', line)
                 if found:
                     break
             else:
