@@ -82,21 +82,68 @@ class Settings:
     spool_mb: int = _setting(20480, "size of that folder in MiB", low=1, local=True, changes_maps=False)
 
     # What was scanned, where the stream does not say it or says it wrongly
-    sequence: str = _setting("", "CSV file with the train: columns flip_deg,tr_ms,te_ms", local=True)
+    sequence: str = _setting(
+        "",
+        "file with the train: CSV with columns flip_deg,tr_ms,te_ms, or a Pulseq .seq, which has the "
+        "trajectory too",
+        local=True,
+    )
+    timepoints: int = _setting(0, "timepoints at the start of the train that were measured; 0: all", low=0)
     inversion_time_ms: float = _setting(-1.0, "inversion delay; 0: no inversion; -1: from the header", low=-1)
     timepoint: Literal["auto", "user_int", "repetition", "contrast", "set", "arrival"] = _setting(
         "auto", "counter that numbers the timepoints"
     )
+    adc_segments: Literal["auto", "join", "off"] = _setting(
+        "auto",
+        "readouts that differ in idx.segment alone are parts of one ADC: joined; auto: if other counters "
+        "number the timepoints",
+    )
+    trajectory: str = _setting(
+        "",
+        "file with the trajectory, instead of what is attached: .npz, .h5, MRD or Pulseq .seq",
+        local=True,
+    )
+    trajectory_by: Literal["auto", "arm", "timepoint"] = _setting(
+        "auto", "what numbers the interleaves of a trajectory that is not attached"
+    )
     trajectory_units: Literal["auto", "cycles/pixel", "±1", "rad/pixel", "cycles/FOV", "1/m", "1/cm"] = (
-        _setting("auto", "unit of the attached trajectory")
+        _setting("auto", "unit of a trajectory that does not say it")
+    )
+    rotation_deg: float = _setting(
+        0.0,
+        "angle from one arm to the next where only one interleaf is known; 0: 360 / number of arms",
+        low=-360,
+        high=360,
+    )
+    gradient_delay_x_us: float = _setting(
+        0.0, "time by which the gradient along kx lags the samples", low=-100, high=100
+    )
+    gradient_delay_y_us: float = _setting(
+        0.0, "time by which the gradient along ky lags the samples", low=-100, high=100
+    )
+    girf: str = _setting(
+        "",
+        "file with the gradient impulse response (.npy, .npz), by which the trajectory is corrected",
+        local=True,
+    )
+    girf_raster_us: float = _setting(
+        10.0, "raster of a response whose file does not say it", low=0.1, high=1000
     )
     density: Literal["attached", "computed"] = _setting(
         "attached", "density compensation: third trajectory column if there is one, or always computed"
     )
-    fov_shift: Literal["none"] = _setting(
-        "none", "off-centre shift of the data; they are demodulated already"
+    fov_shift: Literal["none", "nominal", "off"] = _setting(
+        "none",
+        "none: the data are centred on the position of the slice already; nominal: they are centred on the "
+        "isocentre and are shifted to that position; off: they are, and the images are labelled so",
     )
     whiten: Literal["auto", "off"] = _setting("auto", "whiten the coils if noise readouts came")
+    noise_bandwidth: float = _setting(
+        0.0,
+        "bandwidth of the receiver's noise relative to that of its samples; 0: from the header, else 1",
+        low=0,
+        high=2,
+    )
     min_readouts: float = _setting(0.9, "share of the timepoints that a slice must have", low=0.05, high=1)
 
     # Signal model
@@ -160,7 +207,27 @@ class Settings:
     )
 
     # k-space
+    compression: Literal["svd", "rovir", "off"] = _setting(
+        "svd",
+        "virtual coils: the strongest; those that favour rovir_region over what lies around it; or none",
+    )
     virtual_coils: int = _setting(0, "virtual coils after compression; 0: by energy", low=0, high=128)
+    coil_energy: float = _setting(
+        0.995, "signal energy that the virtual coils keep, where they are chosen by it", low=0.5, high=1
+    )
+    rovir_region: str = _setting(
+        "",
+        "x and y limits of the region of interest as shares of the field of view, for instance "
+        '"0.1 0.9 0.2 0.8"; empty: the field of view',
+    )
+    coil_maps: Literal["walsh", "espirit"] = _setting(
+        "walsh", "coil maps from the centre of k-space: adaptive combination, or ESPIRiT"
+    )
+    coil_maps_file: str = _setting(
+        "",
+        "file with coil maps (csm) or an image of the body coil (body) instead: .npy, .npz or .h5",
+        local=True,
+    )
     nufft: Literal["auto", "finufft", "sigpy"] = _setting("auto", "NUFFT back end")
     normal: Literal["auto", "gram", "toeplitz"] = _setting(
         "auto", "form of the normal operator; auto: the faster one"
