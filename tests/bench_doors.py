@@ -39,8 +39,7 @@ from doors.mutations import HEADER
 from whorl.doors import wire
 from whorl.doors.files import count_readouts, read_readouts
 from whorl.doors.transport import Channel
-from whorl.kspace.slicebuffer import SliceBuffer
-from whorl.scan.integrity import Tally
+from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.scan.readout import HEAD_DTYPE, Readout
 from whorl.simulation.scan import simulate
 
@@ -161,12 +160,11 @@ def folded(readouts: list[Readout]) -> Receive:
 
     def take(following: Callable[[], wire.Message]) -> SliceBuffer:
         buffer: SliceBuffer | None = None
-        tally = Tally()
         while isinstance(message := following(), Readout):
             if buffer is None:
                 buffer = SliceBuffer(message, None, V, torch.device("cpu"), keep_held=True)
-                buffer.number_timepoints(lambda heads: heads["idx"]["repetition"].astype(np.int64), R, tally)
-            buffer.add(message, buffer.interleaves.number(message.trajectory), tally)
+            t = int(message.head["idx"]["repetition"])
+            buffer.add(message, buffer.interleaves.number(message.trajectory), t, digest(message))
             buffer.fold(basis)
         assert buffer is not None
         return buffer

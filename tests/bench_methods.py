@@ -28,7 +28,7 @@ from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import coil_maps, compression_matrix
-from whorl.kspace.slicebuffer import SliceBuffer
+from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.recon.calibration import regress_interleaves
@@ -47,25 +47,21 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def captured(scan: Path, properties: dict[str, Any]) -> tuple[SliceBuffer, Encoding, Dictionary]:
+def captured(scan: Path, properties: dict[str, Any]) -> tuple[SubspaceKspace, Encoding, Dictionary]:
     """What the pipeline hands to the reconstruction of the scan's slice."""
     found: list[Any] = []
 
-    class Pipeline(pipeline._Scan):
-        def _reconstruct(self, number: int, buffer: SliceBuffer, arrived: float, lost: str) -> None:
-            assert self._dictionary is not None
-            dictionary = self._dictionary.result()
-            kspace = buffer.finish(dictionary.basis)
-            found.extend([kspace, self._encode(buffer.interleaves.stack(kspace.interleaves)), dictionary])
+    def capture(*arguments: Any) -> Any:
+        found.extend(arguments[:3])
+        return original(*arguments)
 
-    settings = Settings.from_properties(properties)
-    taken = Pipeline(
-        pipeline.read_header(read_header(scan)), settings, lambda image: None, lambda *_: None, None, False
-    )
-    for readout in read_readouts(scan):
-        taken.add(readout)
-    taken.finish("")
-    taken.close()
+    original = pipeline.reconstruct_slice
+    pipeline.reconstruct_slice = capture
+    try:
+        settings = Settings.from_properties(properties | {"method": "lowrank"})
+        pipeline.reconstruct_scan(read_header(scan), read_readouts(scan), settings, lambda image: None)
+    finally:
+        pipeline.reconstruct_slice = original
     return found[0], found[1], found[2]
 
 

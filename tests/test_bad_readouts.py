@@ -9,11 +9,11 @@ import ismrmrd
 import numpy as np
 import pytest
 
-import whorl.pipeline
+import whorl.collecting
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics
-from whorl.pipeline import find_train_and_counter, reconstruct_scan
+from whorl.pipeline import find_protocol, reconstruct_scan
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally, usable
 from whorl.scan.readout import Readout
@@ -193,19 +193,19 @@ def test_a_readout_with_the_number_of_another_slice(scan: Scan, untouched: Resul
 def test_garbage_in_the_slice_number_does_not_open_slices_without_end(
     scan: Scan, untouched: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whorl.pipeline, "_MOST_OPEN", 8)
+    monkeypatch.setattr(whorl.collecting, "_MOST_OPEN", 8)
     extra = scan.imaging[:20]
     scan.take(np.insert(np.arange(len(scan.heads)), extra + 30, extra))
     places = extra + 30 + np.arange(20)
     scan.heads["idx"]["slice"][places] = 100 + np.arange(20)
-    real = whorl.pipeline.SliceBuffer
+    real = whorl.collecting.SliceBuffer
     opened: list[object] = []
 
     def count(*arguments: object, **named: object) -> object:
         opened.append(1)
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(whorl.pipeline, "SliceBuffer", count)
+    monkeypatch.setattr(whorl.collecting, "SliceBuffer", count)
     result = scan.run()
     assert len(opened) == 8
     assert result.slices() == [0]
@@ -216,8 +216,8 @@ def test_garbage_in_the_slice_number_does_not_open_slices_without_end(
 
 def test_the_train_is_told_by_the_fullest_slice(scan: Scan) -> None:
     stray(scan, scan.imaging[0])
-    train, counter = find_train_and_counter(scan.header, scan.readouts(), Settings.from_properties({}))
-    assert (train.n_timepoints, counter) == (120, "user_int")
+    found = find_protocol(scan.header, scan.readouts(), Settings.from_properties({}))
+    assert (found.train.n_timepoints, found.counter) == (120, "user_int")
 
 
 # --- Counters ---------------------------------------------------------------------------------------------

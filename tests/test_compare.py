@@ -19,7 +19,6 @@ from whorl.comparison import (
     Comparison,
     Source,
     compare,
-    cut_header,
     first_timepoints,
     grid_search,
     reconstruct,
@@ -27,6 +26,7 @@ from whorl.comparison import (
 from whorl.comparison_figures import draw_agreement
 from whorl.config import Settings
 from whorl.maps.images import SliceMaps
+from whorl.pipeline import find_protocol
 from whorl.scan.header import read_header
 from whorl.simulation.scan import read_truth, simulate
 
@@ -179,8 +179,9 @@ def test_the_last_frame_is_what_was_sent(measured: Comparison) -> None:
     assert np.abs(after.features - before.features).max() > 0
 
 
-def _source(scan: Scan, path: Path, counter: str, **properties: object) -> Source:
-    return Source(scan.write(path), scan.header, counter, 120, properties)
+def _source(scan: Scan, path: Path, **properties: object) -> Source:
+    found = find_protocol(scan.header, scan.readouts(), Settings.from_properties(properties))
+    return Source(scan.write(path), scan.header, found.resolved, 120, properties)
 
 
 @pytest.mark.parametrize("counter", ["user_int", "arrival", "file"])
@@ -201,26 +202,15 @@ def test_the_first_timepoints_are_a_scan_that_ended_earlier(scan: Scan, tmp_path
         rows = "\n".join(",".join(map(repr, row)) for row in zip(*played.values(), strict=True))
         csv.write_text(f"flip_deg,tr_ms,te_ms\n\n{rows}\n")
         properties["sequence"] = str(csv)
-    source = _source(
-        scan, tmp_path / "scan.h5", "arrival" if counter == "arrival" else "user_int", **properties
-    )
-    _, outcome, results = reconstruct(first_timepoints(source, T, tmp_path), {}, shown=0)
+    source = _source(scan, tmp_path / "scan.h5", **properties)
+    _, outcome, results = reconstruct(first_timepoints(source, T), {}, shown=0)
     assert outcome.exit_code == 0
     expected = shorter.run(output_dtype="float32")
     np.testing.assert_allclose(results[0].maps.t1_ms, expected.physical("T1"), rtol=1e-5)
     np.testing.assert_allclose(results[0].maps.t2_ms, expected.physical("T2"), rtol=1e-5)
     # It is another scan than the whole one, which stays as it is if it is short enough.
     assert np.abs(results[0].maps.t2_ms - scan.run(output_dtype="float32").physical("T2")).max() > 1
-    assert first_timepoints(source, 120, tmp_path) is source
-
-
-def test_a_header_is_cut_where_it_has_an_entry_for_each_timepoint(scan: Scan) -> None:
-    scan.header_list("TE", [2.0])
-    before, after = read_header(scan.header), read_header(cut_header(scan.header, 50))
-    assert after.flip_deg == before.flip_deg[:50]
-    assert after.tr_ms == before.tr_ms[:50]
-    assert (after.te_ms, after.ti_ms) == (before.te_ms, before.ti_ms)
-    assert (after.n_timepoints_announced, after.encoded) == (50, before.encoded)
+    assert first_timepoints(source, 120) is source
 
 
 def test_more_timepoints_than_are_compared_make_a_reference(measured: Comparison) -> None:

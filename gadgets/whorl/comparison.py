@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 import math
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ismrmrd
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,11 +36,11 @@ from whorl.maps.rois import (
     region_statistics,
     well_seen,
 )
-from whorl.pipeline import Outcome, find_train_and_counter, reconstruct_scan
+from whorl.pipeline import Outcome, find_protocol, reconstruct_scan
 from whorl.reconstruction import Inside, SliceResult
-from whorl.scan import resolve
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING, Readout
+from whorl.scan.resolve import Resolved
 from whorl.simulation.scan import Truth, read_truth
 
 #: Timepoints that the methods are compared at; the low-rank reference has all.
@@ -61,9 +59,9 @@ class Source:
     Parameters
     ----------
     path, header
-        The file, and its MRD header, cut to the timepoints.
-    counter
-        Name of the counter of the timepoints; see `whorl.scan.resolve`.
+        The file, and its MRD header.
+    resolved
+        How its timepoints are numbered.
     n_timepoints
         Those that are used.
     properties
@@ -72,7 +70,7 @@ class Source:
 
     path: Path
     header: bytes
-    counter: str
+    resolved: Resolved
     n_timepoints: int
     properties: Mapping[str, object]
 
@@ -84,52 +82,21 @@ class Source:
                 yield readout
                 continue
             number = int(readout.head["idx"]["slice"])
-            if self.counter == "arrival":
+            if self.resolved.counter == "arrival":
                 t = arrived.get(number, 0)
                 arrived[number] = t + 1
             else:
-                t = int(resolve.timepoints(np.array([readout.head]), self.counter)[0])
+                t = int(self.resolved.timepoints(np.array([readout.head]))[0])
             if t < self.n_timepoints and only_slice in (None, number):
                 yield readout
 
 
-def cut_header(header: bytes, n_timepoints: int) -> bytes:
-    """An MRD header with trains and limits of at most so many timepoints."""
-    document = ismrmrd.xsd.CreateFromDocument(header)
-    sequence = document.sequenceParameters
-    for name in ("TR", "TE", "flipAngle_deg"):
-        values = getattr(sequence, name, None) or []
-        if len(values) > n_timepoints:
-            setattr(sequence, name, values[:n_timepoints])
-    for encoding in document.encoding:
-        for name in ("repetition", "contrast", "set"):
-            limit = getattr(encoding.encodingLimits, name, None)
-            if limit is not None and limit.maximum is not None:
-                limit.maximum = min(limit.maximum, n_timepoints - 1)
-    return str(ismrmrd.xsd.ToXML(document)).encode()
-
-
-def first_timepoints(source: Source, n_timepoints: int, folder: Path) -> Source:
-    """The same scan as if its train had ended earlier.
-
-    Parameters
-    ----------
-    folder
-        Takes the shortened train, if the train came from a file.
-    """
+def first_timepoints(source: Source, n_timepoints: int) -> Source:
+    """The same scan as if its train had ended earlier."""
     if n_timepoints >= source.n_timepoints:
         return source
-    properties = dict(source.properties)
-    if sequence := properties.get("sequence"):
-        lines = Path(str(sequence)).read_text(encoding="utf-8-sig").splitlines()
-        short = folder / "train.csv"
-        short.write_text("\n".join([line for line in lines if line.strip()][: n_timepoints + 1]) + "\n")
-        properties["sequence"] = str(short)
     return replace(
-        source,
-        header=cut_header(source.header, n_timepoints),
-        n_timepoints=n_timepoints,
-        properties=properties,
+        source, n_timepoints=n_timepoints, properties={**source.properties, "timepoints": n_timepoints}
     )
 
 
@@ -465,37 +432,36 @@ def compare(scan: Path, properties: Mapping[str, object], say: Say) -> Compariso
         properties = {name: value for name, value in properties.items() if name != "method"}
     settings = Settings.from_properties(properties)
     header = read_header(scan)
-    train, counter = find_train_and_counter(header, read_readouts(scan), settings)
+    protocol = find_protocol(header, read_readouts(scan), settings)
     try:
         truth = read_truth(scan)
     except ValueError:
         truth = None
-    T = train.n_timepoints
+    T = protocol.train.n_timepoints
     n = min(T, TIMEPOINTS)
     runs: dict[str, Run] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Source(scan, header, counter, T, properties)
-        first = first_timepoints(whole, n, Path(folder))
-        numbers = {int(r.head["idx"]["slice"]) for r in read_readouts(scan) if not r.flags & NOT_IMAGING}
-        n_slices = len(truth.mask) if truth else max(numbers) + 1
-        shown = sorted(numbers)[len(numbers) // 2]
+    whole = Source(scan, header, protocol.resolved, T, properties)
+    first = first_timepoints(whole, n)
+    numbers = {int(r.head["idx"]["slice"]) for r in read_readouts(scan) if not r.flags & NOT_IMAGING}
+    n_slices = len(truth.mask) if truth else max(numbers) + 1
+    shown = sorted(numbers)[len(numbers) // 2]
 
-        def add(source: Source, key: str, name: str, **chosen: object) -> None:
-            title = f"{name} {source.n_timepoints}"
-            say(title)
-            runs[key] = run_method(source, key, title, chosen, n_slices, shown)
+    def add(source: Source, key: str, name: str, **chosen: object) -> None:
+        title = f"{name} {source.n_timepoints}"
+        say(title)
+        runs[key] = run_method(source, key, title, chosen, n_slices, shown)
 
-        if n < T:
-            add(whole, "lowrank_all", "low-rank", method="lowrank")
-        add(first, "lowrank", "low-rank", method="lowrank")
-        say(f"LLR {n}, search for its weight")
-        search = search_lambda(first, truth, shown)
-        add(first, "llr", "LLR", method="llr", llr_lambda=search.chosen)
-        add(first, "inr_seed", "INR as published", method="inr", preset="seed")
-        add(first, "inr", "INR", method="inr")
-        say("the fit of the INR once more, for its pictures")
-        inside = runs["inr"].results[shown].inside if shown in runs["inr"].results else None
-        frames = record_fit(inside) if inside else []
+    if n < T:
+        add(whole, "lowrank_all", "low-rank", method="lowrank")
+    add(first, "lowrank", "low-rank", method="lowrank")
+    say(f"LLR {n}, search for its weight")
+    search = search_lambda(first, truth, shown)
+    add(first, "llr", "LLR", method="llr", llr_lambda=search.chosen)
+    add(first, "inr_seed", "INR as published", method="inr", preset="seed")
+    add(first, "inr", "INR", method="inr")
+    say("the fit of the INR once more, for its pictures")
+    inside = runs["inr"].results[shown].inside if shown in runs["inr"].results else None
+    frames = record_fit(inside) if inside else []
 
     reference = runs.get("lowrank_all", runs["lowrank"])
     maps = {quantity: getattr(truth, name) for quantity, name in QUANTITIES} if truth else reference.maps

@@ -13,8 +13,13 @@ from torch import Tensor
 
 from kspace.spirals import complex_normal, orthonormal_basis
 from whorl.kspace.coils import compression_matrix, whitening_matrix
-from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace, held_timepoints
-from whorl.scan.integrity import Tally
+from whorl.kspace.slicebuffer import (
+    Interleaves,
+    SliceBuffer,
+    SubspaceKspace,
+    digest,
+    held_timepoints,
+)
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
 T, K, C, S = 150, 3, 5, 9
@@ -59,32 +64,31 @@ def check(result: SubspaceKspace, order: list[tuple[int, int]], basis: Tensor, m
         torch.testing.assert_close(result.gram[position], gram[i], rtol=0, atol=1e-6)
 
 
-def raw(buffer: SliceBuffer, tally: Tally, basis: Tensor) -> Callable[[Any, int], None]:
+def raw(buffer: SliceBuffer, basis: Tensor) -> Callable[[Any, int, int], None]:
     """Timepoints become known at the end only."""
-    return lambda one, i: buffer.add(one, i, tally)
+    return lambda one, i, t: buffer.add(one, i, None, digest(one))
 
 
-def folded(buffer: SliceBuffer, tally: Tally, basis: Tensor) -> Callable[[Any, int], None]:
+def folded(buffer: SliceBuffer, basis: Tensor) -> Callable[[Any, int, int], None]:
     """Timepoints are known from the start; each readout is followed by an attempt to fold."""
-    buffer.number_timepoints(place, T, tally)
 
-    def add(one: Readout, i: int) -> None:
-        buffer.add(one, i, tally)
+    def add(one: Readout, i: int, t: int) -> None:
+        buffer.add(one, i, t, digest(one))
         buffer.fold(basis)
 
     return add
 
 
-def midway(buffer: SliceBuffer, tally: Tally, basis: Tensor) -> Callable[[Any, int], None]:
+def midway(buffer: SliceBuffer, basis: Tensor) -> Callable[[Any, int, int], None]:
     """Timepoints become known after 70 readouts, in the middle of a block."""
     count = 0
 
-    def add(one: Readout, i: int) -> None:
+    def add(one: Readout, i: int, t: int) -> None:
         nonlocal count
-        buffer.add(one, i, tally)
+        buffer.add(one, i, None if count < 70 else t, digest(one))
         count += 1
         if count == 70:
-            buffer.number_timepoints(place, T, tally)
+            buffer.number_timepoints(place(buffer.heads))
         if count > 70 and count % 31 == 0:
             buffer.fold(basis)
 
@@ -94,24 +98,26 @@ def midway(buffer: SliceBuffer, tally: Tally, basis: Tensor) -> Callable[[Any, i
 PATHS = pytest.mark.parametrize("path", [raw, folded, midway])
 
 
-def run(
-    path: Any, sequence: list[Readout], numbers: list[int], **options: Any
-) -> tuple[SubspaceKspace, Tally]:
-    tally, basis = Tally(), orthonormal_basis(T, K)
-    keep = options.get("keep_held", False)
+def run(path: Any, order: list[tuple[int, int]], **options: Any) -> SubspaceKspace:
+    """The readouts of some timepoints and interleaves; -1: no timepoint."""
+    basis = orthonormal_basis(T, K)
     buffer = SliceBuffer(
-        sequence[0], options.get("whitening"), options.get("n_virtual", C), CPU, keep_held=keep
+        readout(0, samples(0)),
+        options.get("whitening"),
+        options.get("n_virtual", C),
+        CPU,
+        keep_held=options.get("keep_held", False),
     )
-    add = path(buffer, tally, basis)
-    for one, i in zip(sequence, numbers, strict=True):
-        reused = one.data.copy()  # the memory of a receive buffer: what it holds later does not count
-        add(Readout(one.head, one.trajectory, reused), i)
-        reused[:] = np.nan
-    assert path is not raw or buffer.n_waiting == len(sequence)
+    add = path(buffer, basis)
+    for t, i in order:
+        data = samples(t)
+        add(readout(t, data), i, t)
+        data[:] = np.nan  # the memory of a receive buffer: what it holds later does not count
+    assert path is not raw or buffer.n_waiting == len(order)
     if buffer.n_waiting:
-        buffer.number_timepoints(place, T, tally)
+        buffer.number_timepoints(place(buffer.heads))
     assert buffer.n_waiting == 0
-    return buffer.finish(basis), tally
+    return buffer.finish(basis)
 
 
 def first_block_matrix(whitening: Tensor | None, n_virtual: int) -> Tensor:
@@ -126,10 +132,9 @@ def first_block_matrix(whitening: Tensor | None, n_virtual: int) -> Tensor:
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 128, len(ORDER)])
 def test_all_ways_give_the_sum_over_readouts(path: Any, count: int) -> None:
     order = ORDER[:count]
-    result, tally = run(path, [readout(t, samples(t)) for t, _ in order], [i for _, i in order])
+    result = run(path, order)
     block = torch.from_numpy(np.stack([samples(t) for t, _ in order[:64]]))
     check(result, order, orthonormal_basis(T, K), compression_matrix(block, C))
-    assert not tally
 
 
 @PATHS
@@ -139,44 +144,85 @@ def test_coils_are_whitened_then_compressed(path: Any, n_virtual: int) -> None:
     whitening = whitening_matrix(mixing @ mixing.conj().T)
     matrix = first_block_matrix(whitening, n_virtual)
     assert len(matrix) == 2 or n_virtual == 0
-    result, _ = run(
-        path,
-        [readout(t, samples(t)) for t, _ in ORDER],
-        [i for _, i in ORDER],
-        whitening=whitening,
-        n_virtual=n_virtual,
-    )
+    result = run(path, ORDER, whitening=whitening, n_virtual=n_virtual)
     check(result, ORDER, orthonormal_basis(T, K), matrix)
 
 
-@PATHS
-def test_of_duplicates_the_first_counts_and_strangers_are_dropped(path: Any) -> None:
-    sequence, numbers = [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER]
-    for where, one in (
-        (130, readout(2, samples(2))),  # the same again, long after the first was folded
-        (110, readout(90, samples(3))),  # other data
-        (100, readout(T, samples(4))),  # behind the train
-        (95, readout(-1, samples(5))),  # before it
-        (91, readout(90, samples(90))),  # the same again, at once
-    ):
-        sequence.insert(where, one)
-        numbers.insert(where, 7)
-    result, tally = run(path, sequence, numbers)
-    check(result, ORDER, orthonormal_basis(T, K), first_block_matrix(None, C))
-    assert tally == {
-        "came twice": 2,
-        "came again with other data; the first one counts": 1,
-        "with a timepoint outside the train were dropped": 2,
-    }
+def test_what_has_no_timepoint_is_not_used() -> None:
+    order = [*ORDER[:100], (-1, 7), *ORDER[100:], (-1, 2)]
+    check(run(raw, order), ORDER, orthonormal_basis(T, K), first_block_matrix(None, C))
 
 
-def test_distinct_timepoints_are_counted() -> None:
-    tally = Tally()
+def test_timepoints_are_remembered_with_their_data() -> None:
     buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU)
-    buffer.number_timepoints(place, T, tally)
-    for t in (4, 9, 4, 2, 9, T + 3):
-        buffer.add(readout(t, samples(t)), 0, tally)
-    assert buffer.n_seen == 3
+    for t in (4, 9):
+        buffer.add(readout(t, samples(t)), 0, None, digest(readout(t, samples(t))))
+    buffer.number_timepoints(np.array([4, -1]))
+    buffer.add(readout(2, samples(2)), 0, 2, 77)
+    assert buffer.seen == {4: digest(readout(4, samples(4))), 2: 77}
+    assert buffer.n_seen == 2
+
+
+@pytest.mark.parametrize("count", [70, 64, 30])
+def test_parts_are_as_if_each_had_come_alone(count: int) -> None:
+    # Of two repetitions that came as one, with the compression that the first readouts chose.
+    first, second = ORDER[:count], ORDER[20 : 20 + count]
+    buffer = SliceBuffer(readout(0, samples(0)), None, 3, CPU, keep_held=True)
+    turns = [*first, *second]
+    for t, i in turns:
+        buffer.add(readout(t, samples(t)), i, None, digest(readout(t, samples(t))))
+    whole = torch.from_numpy(np.stack([samples(t) for t, _ in turns[:64]]))
+    parts = buffer.divide(np.repeat([0, 1], [count, count]))
+    basis = orthonormal_basis(T, K)
+    for part, order in zip(parts, (first, second), strict=True):
+        assert part.n_arrived == count
+        assert part.head["idx"]["repetition"] == order[0][0] + 5
+        part.number_timepoints(place(part.heads))
+        result = part.finish(basis)
+        check(result, order, basis, compression_matrix(whole, 3))
+        check_held(result, order, compression_matrix(whole, 3))
+
+
+def test_interleaves_may_be_told_with_the_timepoints() -> None:
+    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU)
+    basis = orthonormal_basis(T, K)
+    for t, _ in ORDER[:70]:
+        buffer.add(readout(t, samples(t)), 0, None, t)
+    buffer.number_timepoints(place(buffer.heads), np.array([i for _, i in ORDER[:70]]))
+    for t, i in ORDER[70:]:
+        buffer.add(readout(t, samples(t)), i, t, t)
+    check(buffer.finish(basis), ORDER, basis, first_block_matrix(None, C))
+
+
+@pytest.mark.parametrize("path", [raw, folded])
+def test_the_receiver_is_brought_into_the_frame_of_the_signal(path: Any) -> None:
+    # With data y exp(-i delta) of a receiver that is off by delta, the factors exp(i delta) give those of y.
+    basis, buffer = orthonormal_basis(T, K), SliceBuffer(readout(0, samples(0)), None, C, CPU, keep_held=True)
+    delta = np.random.default_rng(2).uniform(-3, 3, T)
+    for t, i in ORDER:
+        off = samples(t) * np.complex64(np.exp(-1j * delta[t]))
+        buffer.add(readout(t, off), i, None if path is raw else t, t)
+        if path is folded:
+            buffer.fold(basis, torch.from_numpy(np.exp(1j * delta)).to(torch.complex64))
+    if path is raw:
+        buffer.number_timepoints(place(buffer.heads))
+    result = buffer.finish(basis, torch.from_numpy(np.exp(1j * delta)).to(torch.complex64))
+    # Virtual coils do not depend on the phase of a readout.
+    check(result, ORDER, basis, first_block_matrix(None, C))
+    check_held(result, ORDER, first_block_matrix(None, C), atol=5e-5)  # turned twice, and other virtual coils
+
+
+def test_data_are_turned_by_interleaf_and_sample() -> None:
+    result = run(folded, ORDER, keep_held=True)
+    phase = torch.from_numpy(np.random.default_rng(3).uniform(-9, 9, (len(result.interleaves), S))).float()
+    turned = result.turned(phase)
+    factor = torch.exp(1j * phase)
+    torch.testing.assert_close(turned.bins, torch.einsum("ikcs,is->ikcs", result.bins, factor))
+    assert turned.held is not None
+    assert result.held is not None
+    for n, i in enumerate(result.held.interleaf.tolist()):
+        torch.testing.assert_close(turned.held.readouts[n], result.held.readouts[n] * factor[i])
+    assert torch.equal(turned.gram, result.gram)
 
 
 def test_interleaves_are_told_apart_by_their_places() -> None:
@@ -208,7 +254,9 @@ def test_interleaves_that_differ_by_rounding_are_one() -> None:
 # --- Readouts that are kept by themselves ------------------------------------------------------------------
 
 
-def check_held(result: SubspaceKspace, order: list[tuple[int, int]], matrix: Tensor) -> None:
+def check_held(
+    result: SubspaceKspace, order: list[tuple[int, int]], matrix: Tensor, *, atol: float = 1e-5
+) -> None:
     """Each readout of a timepoint that is held out is there once, with its data and its interleaf."""
     held = result.held
     assert held is not None
@@ -218,7 +266,7 @@ def check_held(result: SubspaceKspace, order: list[tuple[int, int]], matrix: Ten
     assert held.readouts.shape == (len(expected), len(matrix), S)
     for data, t, position in zip(held.readouts, held.timepoint, held.interleaf, strict=True):
         assert int(result.interleaves[int(position)]) == arms[int(t)]
-        torch.testing.assert_close(data, matrix @ torch.from_numpy(samples(int(t))), rtol=0, atol=1e-5)
+        torch.testing.assert_close(data, matrix @ torch.from_numpy(samples(int(t))), rtol=0, atol=atol)
 
 
 ARRIVALS = pytest.mark.parametrize("arrival", ["in order", "reversed", "shuffled"])
@@ -232,34 +280,17 @@ def test_a_tenth_is_kept_as_well_whatever_way_it_takes(path: Any, arrival: str) 
         order.reverse()
     elif arrival == "shuffled":
         order = [order[n] for n in np.random.default_rng(1).permutation(len(order))]
-    result, _ = run(path, [readout(t, samples(t)) for t, _ in order], [i for _, i in order], keep_held=True)
+    result = run(path, order, keep_held=True)
     matrix = compression_matrix(torch.from_numpy(np.stack([samples(t) for t, _ in order[:64]])), C)
     check(result, order, orthonormal_basis(T, K), matrix)  # the folded data are complete nevertheless
     check_held(result, order, matrix)
 
 
 @PATHS
-def test_duplicates_are_not_kept_twice(path: Any) -> None:
-    sequence, numbers = [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER]
-    present = [t for t in held_timepoints(T).tolist() if t < len(ORDER)]
-    for t in present[:3]:
-        sequence.append(readout(t, samples(t)))  # the same again
-        numbers.append(0)
-    sequence.append(readout(present[4], samples(0)))  # other data
-    numbers.append(1)
-    result, tally = run(path, sequence, numbers, keep_held=True)
-    check(result, ORDER, orthonormal_basis(T, K), first_block_matrix(None, C))
-    check_held(result, ORDER, first_block_matrix(None, C))
-    assert tally["came twice"] == 3
-
-
-@PATHS
 def test_none_are_kept_unless_asked_for(path: Any) -> None:
-    sequence, numbers = [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER]
-    assert run(path, sequence, numbers)[0].held is None
-    without_them = [n for n, (t, _) in enumerate(ORDER) if t not in held_timepoints(T).tolist()]
-    lost = run(path, [sequence[n] for n in without_them], [numbers[n] for n in without_them], keep_held=True)
-    assert lost[0].held is None  # none came
+    assert run(path, ORDER).held is None
+    without_them = [(t, i) for t, i in ORDER if t not in held_timepoints(T).tolist()]
+    assert run(path, without_them, keep_held=True).held is None  # none came
 
 
 def test_a_tenth_is_scattered_and_always_the_same() -> None:
@@ -279,28 +310,27 @@ def test_a_tenth_is_scattered_and_always_the_same() -> None:
 @pytest.mark.parametrize("n_timepoints", [1, 10, 49])
 def test_of_a_short_train_none_are_held_out(n_timepoints: int) -> None:
     assert len(held_timepoints(n_timepoints)) == 0
-    tally, basis = Tally(), orthonormal_basis(n_timepoints, 1)
+    basis = orthonormal_basis(n_timepoints, 1)
     buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU, keep_held=True)
-    buffer.number_timepoints(place, n_timepoints, tally)
     for t in range(n_timepoints):
-        buffer.add(readout(t, samples(t)), 0, tally)
+        buffer.add(readout(t, samples(t)), 0, t, t)
     assert buffer.finish(basis).held is None
 
 
 def test_what_is_kept_is_a_tenth_of_the_data_and_no_view_of_the_rest() -> None:
-    result, _ = run(folded, [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER], keep_held=True)
+    result = run(folded, ORDER, keep_held=True)
     assert result.held is not None
     assert len(result.held.readouts) <= T // 10
     assert result.held.readouts.untyped_storage().nbytes() == result.held.readouts.nbytes
 
 
 def test_another_unit_is_that_of_all() -> None:
-    result, _ = run(folded, [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER], keep_held=True)
+    result = run(folded, ORDER, keep_held=True)
     scaled = result.scaled(1 / 4)
     assert result.held is not None
     assert scaled.held is not None
     assert torch.equal(scaled.bins * 4, result.bins)
     assert torch.equal(scaled.held.readouts * 4, result.held.readouts)
     assert torch.equal(scaled.gram, result.gram)
-    without = run(folded, [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER])[0]
+    without = run(folded, ORDER)
     assert without.scaled(2.0).held is None

@@ -5,8 +5,8 @@ Letters: T timepoints, K coefficients, C coils, V virtual coils, I interleaves, 
 
 from __future__ import annotations
 
+import copy
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import compression_matrix
-from whorl.scan.integrity import Tally
 from whorl.scan.readout import Flag, Readout
 
 #: Readouts that are compressed together; their energies choose the virtual coils of the slice.
@@ -120,6 +119,14 @@ class SubspaceKspace:
     interleaves: NDArray[np.int64]
     held: HeldOut | None = None
 
+    def turned(self, phase: Tensor) -> SubspaceKspace:
+        """The same data times `exp(i phase)`; phase `(I, S)` in radians, by interleaf and sample."""
+        factor = torch.polar(torch.ones_like(phase), phase).to(self.bins)
+        held = self.held
+        if held is not None:
+            held = replace(held, readouts=held.readouts * factor[held.interleaf][:, None])
+        return replace(self, bins=self.bins * factor[:, None, None], held=held)
+
     def scaled(self, factor: float) -> SubspaceKspace:
         """The same data in another unit."""
         held = self.held and replace(self.held, readouts=self.held.readouts * factor)
@@ -165,17 +172,15 @@ class SliceBuffer:
         self._device = device
         self._matrix: Tensor | None = None  # whitening and compression in one, (V, C)
         self._rows: list[Tensor] = []  # blocks (R, V, S) that are not folded yet
-        self._heads: list[np.void] = []  # of rows and staged readouts that are not placed yet
-        self._digests: list[int] = []
+        self._heads: list[np.void] = []  # of rows and staged readouts whose timepoint is not known yet
+        self._digests: list[int] = []  # of the same
         self._interleaf: list[int] = []
         self._timepoint: list[int] = []  # -1: not used
-        self._seen: dict[int, int] = {}  # timepoint -> digest of its data
+        self.seen: dict[int, int] = {}  # timepoint -> digest of its data
         self._bins: Tensor | None = None
         self._gram: Tensor | None = None
         self._keep_held = keep_held
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []  # readouts, timepoints, interleaves
-        self._place: Callable[[NDArray[np.void]], NDArray[np.int64]] | None = None
-        self._n_timepoints = 0
         self.interleaves = Interleaves()
         self.n_arrived = 0
         self.flagged = False  # whether the latest readout, and no other, says that it is the last
@@ -193,58 +198,85 @@ class SliceBuffer:
     @property
     def n_seen(self) -> int:
         """Distinct timepoints that have come."""
-        return len(self._seen)
+        return len(self.seen)
 
     @property
-    def digests(self) -> NDArray[np.int64]:
-        """`(T,)` digest of the data of each timepoint, -1 where none came."""
-        digests = np.full(self._n_timepoints, -1, dtype=np.int64)
-        digests[list(self._seen)] = list(self._seen.values())
-        return digests
+    def waiting_digests(self) -> list[int]:
+        """Of the readouts that have no timepoint yet."""
+        return self._digests
 
-    def add(self, readout: Readout, interleaf: int, tally: Tally) -> None:
-        """Take over one readout; it is copied."""
+    def add(self, readout: Readout, interleaf: int, timepoint: int | None, its_digest: int) -> None:
+        """Take over one readout; it is copied.
+
+        Parameters
+        ----------
+        readout
+            One of the slice.
+        interleaf
+            Number of its trajectory, in `interleaves`.
+        timepoint
+            One that has not come yet; ``None`` as long as timepoints are not known.
+        its_digest
+            Of its data, see `digest`.
+        """
         self._staging[self._staged] = readout.data
         self._staged += 1
         self.n_arrived += 1
         last = bool(readout.flags & (Flag.LAST_IN_SLICE | Flag.LAST_IN_MEASUREMENT))
         self._n_flags += last
         self.flagged = last and self._n_flags == 1
-        self._heads.append(readout.head.copy())
-        self._digests.append(digest(readout))
         self._interleaf.append(interleaf)
-        if self._place is not None:
-            self._place_waiting(tally)
+        if timepoint is None:
+            self._heads.append(readout.head.copy())
+            self._digests.append(its_digest)
+        else:
+            self._timepoint.append(timepoint)
+            self.seen[timepoint] = its_digest
         if self._staged == _BLOCK:
             self._compress()
 
     def number_timepoints(
-        self, place: Callable[[NDArray[np.void]], NDArray[np.int64]], n_timepoints: int, tally: Tally
+        self, timepoint: NDArray[np.int64], interleaf: NDArray[np.int64] | None = None
     ) -> None:
-        """From now on timepoints are known: `place` maps headers to them."""
-        self._place, self._n_timepoints = place, n_timepoints
-        self._place_waiting(tally)
+        """Timepoints `(R,)` of all readouts that wait for one, each at most once; -1: not used.
 
-    def _place_waiting(self, tally: Tally) -> None:
-        assert self._place is not None
-        if not self._heads:
-            return
-        first, number = len(self._timepoint), int(self.head["idx"]["slice"])
-        for offset, t in enumerate(self._place(self.heads).tolist()):
-            its_digest = self._digests[first + offset]
-            if not 0 <= t < self._n_timepoints:
-                tally.lose("with a timepoint outside the train were dropped", number)
-                t = -1
-            elif t in self._seen:
-                same = self._seen[t] == its_digest
-                tally.lose(
-                    "came twice" if same else "came again with other data; the first one counts", number
-                )
-                t = -1
-            else:
-                self._seen[t] = its_digest
-            self._timepoint.append(t)
+        `interleaf` `(R,)` replaces the numbers that were given before the timepoints were known.
+        """
+        for t, its_digest in zip(timepoint.tolist(), self._digests, strict=True):
+            if t >= 0:
+                self.seen[t] = its_digest
+        if interleaf is not None:
+            self._interleaf[len(self._timepoint) :] = interleaf.tolist()
+        self._timepoint.extend(timepoint.tolist())
         self._heads.clear()
+        self._digests.clear()
+
+    def divide(self, part: NDArray[np.int64]) -> list[SliceBuffer]:
+        """One buffer for each part, while none of the readouts has a timepoint yet.
+
+        Parameters
+        ----------
+        part
+            `(R,)` number of the part of each readout that waits, from 0 on without gaps.
+        """
+        assert not self._timepoint
+        self._compress()
+        rows = torch.cat(self._rows)
+        heads = self.heads
+        buffers = []
+        for number in range(int(part.max()) + 1):
+            chosen = np.flatnonzero(part == number)
+            buffer = copy.copy(self)
+            buffer._staging = np.empty_like(self._staging)
+            buffer.head = heads[chosen[0]].copy()
+            buffer._rows = list(torch.split(rows[torch.from_numpy(chosen)], _BLOCK))
+            buffer._heads = [heads[n] for n in chosen]
+            buffer._digests = [self._digests[n] for n in chosen]
+            buffer._interleaf = [self._interleaf[n] for n in chosen]
+            buffer._timepoint, buffer._held, buffer.seen = [], [], {}
+            buffer.n_arrived = len(chosen)
+            buffers.append(buffer)
+        return buffers
 
     def _compress(self) -> None:
         """Move the staged readouts to the compressed rows."""
@@ -258,8 +290,17 @@ class SliceBuffer:
         self._rows.append(self._matrix @ block)
         self._staged = 0
 
-    def fold(self, basis: Tensor) -> None:
-        """Fold all compressed rows into the subspace and free them."""
+    def fold(self, basis: Tensor, receiver: Tensor | None = None) -> None:
+        """Fold all compressed rows into the subspace and free them.
+
+        Parameters
+        ----------
+        basis
+            `(T, K)`.
+        receiver
+            `(T,)` complex factors that bring the readouts into the receiver's frame of the signal model;
+            ``None``: they are in it.
+        """
         n_rows = sum(len(rows) for rows in self._rows)
         if not n_rows:
             return
@@ -281,6 +322,8 @@ class SliceBuffer:
         for rows in self._rows:
             t, i = timepoint[start : start + len(rows)], interleaf[start : start + len(rows)]
             used = t >= 0
+            if receiver is not None:
+                rows = rows * receiver[t.clamp_min(0)][:, None, None]
             if self._keep_held:
                 held = torch.isin(t, kept)
                 self._held.append((rows[held], t[held], i[held]))
@@ -289,14 +332,12 @@ class SliceBuffer:
             start += len(rows)
         self._rows.clear()
         # What is left belongs to readouts that are still staged.
-        self._timepoint, self._interleaf, self._digests = (
-            values[n_rows:] for values in (self._timepoint, self._interleaf, self._digests)
-        )
+        self._timepoint, self._interleaf = self._timepoint[n_rows:], self._interleaf[n_rows:]
 
-    def finish(self, basis: Tensor) -> SubspaceKspace:
-        """Fold what is left and hand the slice over."""
+    def finish(self, basis: Tensor, receiver: Tensor | None = None) -> SubspaceKspace:
+        """Fold what is left and hand the slice over; parameters as for `fold`."""
         self._compress()
-        self.fold(basis)
+        self.fold(basis, receiver)
         assert self._bins is not None
         assert self._gram is not None
         visited = torch.nonzero(self._gram.diagonal(dim1=1, dim2=2).abs().sum(1) > 0)[:, 0]

@@ -93,7 +93,9 @@ class ImageMaker:
         self._m0_slope = 0.0
         self._lock = threading.Lock()
 
-    def images(self, maps: SliceMaps, head: np.void, provenance: Provenance) -> list[ismrmrd.Image]:
+    def images(
+        self, maps: SliceMaps, head: np.void, provenance: Provenance, repetition: int = 0
+    ) -> list[ismrmrd.Image]:
         """One image for each quantity.
 
         Parameters
@@ -104,6 +106,8 @@ class ImageMaker:
             Acquisition header of the slice's first imaging readout: place, orientation, time.
         provenance
             What to say about them.
+        repetition
+            Of the whole scan, from 0 on.
         """
         with self._lock:
             if not self._m0_slope and maps.m0.any():
@@ -113,7 +117,7 @@ class ImageMaker:
             quantities = [q for q in _QUANTITIES if getattr(maps, q.field) is not None]
             self._count += len(quantities)
         return [
-            self._image(quantity, maps, head, provenance, first + n, n + 1, slope)
+            self._image(quantity, maps, head, provenance, first + n, n + 1, slope, repetition)
             for n, quantity in enumerate(quantities)
         ]
 
@@ -126,6 +130,7 @@ class ImageMaker:
         index: int,
         series: int,
         m0_slope: float,
+        repetition: int,
     ) -> ismrmrd.Image:
         values: NDArray[np.float32] = getattr(maps, quantity.field)
         slope = quantity.slope or m0_slope
@@ -147,6 +152,7 @@ class ImageMaker:
         header.physiology_time_stamp[:] = [int(v) for v in head["physiology_time_stamp"]]
         header.field_of_view[:] = self._space.fov_mm
         header.slice = int(head["idx"]["slice"])
+        header.repetition = repetition
         header.image_type = ismrmrd.IMTYPE_MAGNITUDE
         header.image_index = index
         header.image_series_index = series

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import ismrmrd
 import numpy as np
@@ -13,6 +14,8 @@ from whorl.scan.failure import ScanError
 #: Elements that a reconstruction reads, and one that the binding asks for. The others are not even bound:
 #: what is wrong with them, or whom they name, must neither stop a scan nor turn up in a text.
 _BOUND = ("experimentalConditions", "encoding", "sequenceParameters")
+#: Counters that may number repetitions of the whole scan.
+REPETITIONS = ("average", "contrast", "phase", "repetition", "set")
 #: Beyond it a number of single precision is infinite.
 _LARGEST = 3e38
 
@@ -33,8 +36,10 @@ class Space:
 class Header:
     """The part of an MRD header that a reconstruction needs; lists are empty where the header has none.
 
-    `n_timepoints_announced` is the largest of the repetition, contrast and set limits plus one,
-    `n_slices_announced` the slice limit plus one, or 0 if the header has none.
+    `n_timepoints_announced` is the largest of the repetition, contrast and set limits plus one.
+    `n_slices_announced`, `n_arms_announced` and `n_segments_announced` are the limits of slice,
+    kspace_encoding_step_1 and segment plus one, or 0 if the header has none; `limits` those of counters that
+    may number repetitions. `encoding` is the place of the encoding that is read, of `n_encodings`.
     """
 
     encoded: Space
@@ -46,6 +51,11 @@ class Header:
     n_timepoints_announced: int
     n_slices_announced: int
     protocol_name: str
+    n_arms_announced: int = 0
+    n_segments_announced: int = 0
+    limits: Mapping[str, int] = field(default_factory=dict)
+    encoding: int = 0
+    n_encodings: int = 1
 
 
 def read_header(xml: bytes | str) -> Header:
@@ -100,6 +110,11 @@ def read_header(xml: bytes | str) -> Header:
         n_timepoints_announced=max(1, *(announced(name) for name in ("repetition", "contrast", "set"))),
         n_slices_announced=announced("slice"),
         protocol_name=protocol_name,
+        n_arms_announced=announced("kspace_encoding_step_1"),
+        n_segments_announced=announced("segment"),
+        limits={name: announced(name) for name in REPETITIONS},
+        encoding=encodings.index(encoding),
+        n_encodings=len(encodings),
     )
 
 

@@ -67,15 +67,16 @@ def _shape(readout: Readout) -> _Shape:
     return readout.data.shape, readout.trajectory.shape
 
 
-def _check_shape(shape: _Shape) -> None:
+def _check_shape(shape: _Shape, *, attached: bool) -> None:
     (n_coils, n_samples), (_, n_columns) = shape
     if not n_coils:
         raise UnusableScan("the readouts have no coils: expected at least one active channel")
     if not n_samples:
         raise UnusableScan("the readouts have no samples left: expected some between discard_pre and _post")
-    if not n_columns:
+    if attached and not n_columns:
         raise UnusableScan(
-            "the readouts carry no trajectory: expected kx, ky for each sample, attached to the data"
+            "the readouts carry no trajectory: expected kx, ky for each sample, attached to the data, or "
+            "Hargreaves parameters in the header, or property trajectory or sequence with a file that has it"
         )
 
 
@@ -101,7 +102,9 @@ class _Partitions:
         return numbered
 
 
-def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
+def usable(
+    readouts: Iterable[Readout], tally: Tally, *, attached: bool = True, encoding: int | None = None
+) -> Iterator[Readout]:
     """Noise and imaging readouts that are whole; the others are counted in `tally`.
 
     The size of an imaging readout (coils, samples, trajectory columns) is what most of the first
@@ -109,6 +112,17 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
     the like are passed over without a count: they are no loss.
 
     Exceptions of `readouts` come after what had been read before them.
+
+    Parameters
+    ----------
+    readouts
+        As they come.
+    tally
+        Counts what is dropped.
+    attached
+        Whether readouts without a trajectory are of no use.
+    encoding
+        Readouts of other encodings of the header are passed over; ``None``: there is one.
 
     Raises
     ------
@@ -122,7 +136,7 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
     def vote() -> Iterator[Readout]:
         nonlocal shape
         shape = Counter(_shape(r) for r in waiting).most_common(1)[0][0]
-        _check_shape(shape)
+        _check_shape(shape, attached=attached)
         if 2 * sum(map(_is_numbered, waiting)) > len(waiting):
             raise UnusableScan(_PARTITIONS)
         yield from (r for r in waiting if fits(r))
@@ -155,7 +169,10 @@ def usable(readouts: Iterable[Readout], tally: Tally) -> Iterator[Readout]:
                 yield readout
             else:
                 tally[_NOT_FINITE] += 1
-        elif not readout.flags & NOT_IMAGING:
+        elif not (
+            readout.flags & NOT_IMAGING
+            or (encoding is not None and int(readout.head["encoding_space_ref"]) != encoding)
+        ):
             readout = trimmed(readout)
             if shape is None:
                 waiting.append(kept(readout))

@@ -9,7 +9,8 @@ Letters: T timepoints, R readouts.
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from whorl.scan.train import Train
 COUNTERS = ("user_int", "repetition", "contrast", "set")
 #: Share of the timepoints that a counter must reach to be taken for the timepoint counter.
 COVERAGE = 0.9
+#: Timepoints of the shortest train of which it is told that it was repeated.
+_SHORTEST_REPEATED = 16
 #: Share of a slice's readouts, or one of them, whose counters may be damaged.
 _DAMAGED = 0.01
 
@@ -43,10 +46,6 @@ def train_from_csv(path: str, inversion_time_ms: float | None) -> Train:
     ScanError
         If the file is missing, or a column or value is not readable.
     """
-    if path.lower().endswith(".seq"):
-        raise ScanError(
-            f"{path}: Pulseq sequences are not read yet; give a CSV file with flip_deg,tr_ms,te_ms"
-        )
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -151,6 +150,45 @@ def train_from_readouts(
         raise ScanError(f"the train in user_int of the readouts: {error}") from error
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbering:
+    """What the values of a timepoint counter stand for.
+
+    Parameters
+    ----------
+    timepoint
+        `(A,)` timepoint of each value, -1 where the value stands for none; ``None``: the value itself.
+    what
+        What is numbered, for the operator; empty where it is the timepoints.
+    """
+
+    timepoint: NDArray[np.int64] | None = None
+    what: str = ""
+
+    def first(self, n: int) -> Numbering:
+        """Without timepoints from n on."""
+        t = self.timepoint
+        return self if t is None else replace(self, timepoint=np.where(t < n, t, -1))
+
+    def length(self, T: int) -> int:
+        """Values that are possible."""
+        return T if self.timepoint is None else len(self.timepoint)
+
+    def expected(self, T: int) -> int:
+        """Values that a whole slice has."""
+        return T if self.timepoint is None else len(np.unique(self.timepoint[self.timepoint >= 0]))
+
+    def timepoints(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Timepoints of values, -1 where there is none."""
+        if self.timepoint is None:
+            return values
+        inside = (values >= 0) & (values < len(self.timepoint))
+        return np.where(inside, self.timepoint[np.where(inside, values, 0)], -1)
+
+
+_PLAIN = Numbering()
+
+
 def _values(heads: NDArray[np.void], counter: str) -> NDArray[np.int64]:
     raw = heads["user_int"][:, 0] if counter == "user_int" else heads["idx"][counter]
     return raw.astype(np.int64)
@@ -161,8 +199,14 @@ def timepoints(heads: NDArray[np.void], counter: str) -> NDArray[np.int64]:
     return np.arange(len(heads)) if counter == "arrival" else _values(heads, counter)
 
 
-def find_counter(heads: NDArray[np.void], T: int | None, choice: str, coverage: float = COVERAGE) -> str:
-    """Name of the counter that numbers the timepoints of one slice.
+def find_counter(
+    heads: NDArray[np.void],
+    T: int | None,
+    choice: str,
+    coverage: float = COVERAGE,
+    numbering: Numbering = _PLAIN,
+) -> str:
+    """Name of the counter that numbers the timepoints of one slice, by what its values stand for.
 
     It is the first of `COUNTERS` whose values lie in [0, T) and cover at least the share `coverage`
     of it. Where T is not known (``None``), it is the first that tells nearly all readouts apart. If there
@@ -174,34 +218,48 @@ def find_counter(heads: NDArray[np.void], T: int | None, choice: str, coverage: 
         If there is none, or the one that was asked for does not fit.
     """
     if choice == "arrival":
-        if T is not None and len(heads) != T:
+        expected = len(heads) if T is None else numbering.expected(T)
+        # A whole multiple is a scan that was repeated.
+        if not expected or len(heads) % expected:
             raise ScanError(
-                f"timepoint=arrival needs exactly one readout for each of {T} timepoints, got {len(heads)}"
+                f"timepoint=arrival needs exactly one readout for each of {expected} timepoints, "
+                f"got {len(heads)}"
             )
         return choice
     tried = COUNTERS if choice == "auto" else (choice,)
     for n_damaged in (0, max(1, int(_DAMAGED * len(heads)))):
         for counter in tried:
-            if train_length(_values(heads, counter), T, coverage, n_damaged):
+            values = _values(heads, counter)
+            if T is None:
+                fits = train_length(values, None, coverage, n_damaged)
+            else:
+                length, expected = numbering.length(T), numbering.expected(T)
+                fits = train_length(values, length, coverage, n_damaged, expected)
+            if fits:
                 return counter
     seen = []
     for counter in tried:
         values = _values(heads, counter)
         seen.append(f"{counter} has {len(np.unique(values))} values from {values.min()} to {values.max()}")
     wanted = (
-        f"at least {coverage:.0%} of [0, {T}), the length of the train,"
+        f"at least {coverage:.0%} of [0, {numbering.length(T)}), the length of the train,"
         if T is not None
         else "each readout of the slice"
     )
     raise ScanError(
         f"no counter numbers the timepoints: expected one that covers {wanted} and no more; "
         f"of {len(heads)} readouts "
-        f"{'; '.join(seen)}. Set property timepoint or sequence"
+        f"{'; '.join(seen)}. Set property timepoint or sequence, or timepoints if only a part of the train "
+        f"was measured"
     )
 
 
 def train_length(
-    values: NDArray[np.int64], T: int | None, coverage: float = COVERAGE, n_damaged: int | None = None
+    values: NDArray[np.int64],
+    T: int | None,
+    coverage: float = COVERAGE,
+    n_damaged: int | None = None,
+    expected: int | None = None,
 ) -> int:
     """Length of the train that a counter's values number; 0 if they do not.
 
@@ -215,6 +273,8 @@ def train_length(
         Share of the timepoints that must be there.
     n_damaged
         Values that may lie outside; ``None``: as many as may be damaged.
+    expected
+        Values that a whole slice has; ``None``: all.
     """
     n_damaged = max(1, int(_DAMAGED * len(values))) if n_damaged is None else n_damaged
     there = np.unique(values)
@@ -225,7 +285,7 @@ def train_length(
         length = T if T is not None else int(inside.max(initial=-1)) + 1
         inside = inside[inside < length]
         outside = values[(values < 0) | (values >= length)]
-        enough = coverage * (length if T is not None else max(length, len(values), 2))
+        enough = coverage * ((expected or length) if T is not None else max(length, len(values), 2))
         # Values that go on beyond an end are not damaged: they number another train.
         goes_on = length in outside or -1 in outside
         if length and len(inside) >= enough and len(outside) <= n_damaged and not goes_on:
@@ -233,16 +293,10 @@ def train_length(
     return 0
 
 
-def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np.int64]) -> None:
-    """Compare a train with ``user_int`` of the readouts.
-
-    Raises
-    ------
-    ScanError
-        If both are there and disagree, with both values.
-    """
+def disagreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np.int64]) -> str:
+    """Where a train and ``user_int`` of the readouts contradict each other, with both values; else empty."""
     if not _has_user_train(heads):
-        return
+        return ""
     inside = timepoint < train.n_timepoints  # what lies outside is dropped
     inside &= timepoint >= 0
     heads, timepoint = heads[inside], timepoint[inside]
@@ -256,12 +310,50 @@ def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np
         wrong = np.flatnonzero(np.abs(told - known) > tolerance)
         if len(wrong):
             r = wrong[0]
-            raise ScanError(
+            return (
                 f"two sources disagree on {name} of timepoint {timepoint[r]}: {train.source} say "
                 f"{known[r]:g}, user_int of the readout says {told[r]:g}; "
-                f"{len(wrong)} of {len(heads)} readouts differ. "
-                f"Set property sequence to the train that was played"
+                f"{len(wrong)} of {len(heads)} readouts differ"
             )
+    return ""
+
+
+def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np.int64]) -> None:
+    """Compare a train with ``user_int`` of the readouts.
+
+    Raises
+    ------
+    ScanError
+        If both are there and disagree, with both values.
+    """
+    if why := disagreement(train, heads, timepoint):
+        raise ScanError(f"{why}. Set property sequence to the train that was played")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resolved:
+    """A train, and how its timepoints are numbered.
+
+    Parameters
+    ----------
+    train
+        What was played and measured.
+    counter
+        Name of the timepoint counter.
+    numbering
+        What its values stand for.
+    warnings
+        Contradictions that a property settled.
+    """
+
+    train: Train
+    counter: str
+    numbering: Numbering = _PLAIN
+    warnings: tuple[str, ...] = ()
+
+    def timepoints(self, heads: NDArray[np.void]) -> NDArray[np.int64]:
+        """Timepoint `(R,)` of each readout, outside [0, T) where it has none."""
+        return self.numbering.timepoints(timepoints(heads, self.counter))
 
 
 def resolve_train(
@@ -271,7 +363,11 @@ def resolve_train(
     choice: str,
     ti: float | None,
     coverage: float = COVERAGE,
-) -> tuple[Train, str]:
+    *,
+    n_measured: int = 0,
+    announced: int = 1,
+    numberings: Sequence[Numbering] = (_PLAIN,),
+) -> Resolved:
     """Train and timepoint counter of a scan from one complete slice.
 
     Parameters
@@ -279,7 +375,7 @@ def resolve_train(
     early
         Train of the property or the header, if there is one.
     overridden
-        Whether `early` comes from the property, which is believed without comparison.
+        Whether `early` comes from the property, which counts more than user_int of the readouts.
     heads
         `(R,)` acquisition headers of the slice.
     choice
@@ -288,6 +384,12 @@ def resolve_train(
         Inversion time in ms or ``None``.
     coverage
         Share of the timepoints that the slice must have.
+    n_measured
+        Property ``timepoints``: pulses at the start of the train that were measured; 0: all.
+    announced
+        Timepoints that the header announces: if `early` is longer and does not fit, so many are tried.
+    numberings
+        What values of a counter may stand for, for `early`; the first that fits is taken.
 
     Raises
     ------
@@ -295,10 +397,19 @@ def resolve_train(
         If there is no train, no counter, or sources contradict each other.
     """
     has_user = _has_user_train(heads)
+    if early is not None and n_measured:
+        if n_measured > early.n_timepoints:
+            raise ScanError(
+                f"timepoints is {n_measured}: expected at most {early.n_timepoints}, the length of the train "
+                f"({early.source})"
+            )
+        if n_measured < early.n_timepoints:
+            early = early.first(n_measured)
+            numberings = [numbering.first(n_measured) for numbering in numberings]
     if early is not None and not overridden:
         # Header lists that are shorter than what was played are protocol values and not a train.
         try:
-            find_counter(heads, early.n_timepoints, choice, coverage)
+            _fitting(early, heads, choice, coverage, announced, numberings)
         except ScanError as error:
             try:
                 counter = find_counter(heads, None, choice, coverage)
@@ -309,23 +420,76 @@ def resolve_train(
             if T * (COVERAGE if counter == "arrival" else 1) > early.n_timepoints:
                 early = None
     if early is not None:
-        counter = find_counter(heads, early.n_timepoints, choice, coverage)
-        t = timepoints(heads, counter)
+        found = _fitting(early, heads, choice, coverage, announced, numberings)
+        early, t, warnings = found.train, found.timepoints(heads), []
+        if choice == "arrival":
+            t = found.numbering.timepoints(t % found.numbering.expected(early.n_timepoints))
         if not overridden:
             check_agreement(early, heads, t)
+        elif why := disagreement(early, heads, t):
+            warnings.append(f"{why}: property sequence counts")
         if has_user and not early.phase_known and heads["user_int"][:, 6].any():
             inside = (t >= 0) & (t < early.n_timepoints)
             played = train_from_readouts(heads[inside], t[inside], early.n_timepoints, ti)
             early = replace(early, phase_deg=played.phase_deg, phase_known=True)
-        return early, counter
+        return replace(found, train=early, warnings=tuple(warnings))
     if not has_user:
         raise ScanError(
             "no fingerprint train: the MRD header has no lists of flip angle, TR and TE with one entry for "
             "each timepoint, and user_int of the readouts is empty. "
-            "Set property sequence to a CSV file flip_deg,tr_ms,te_ms"
+            "Set property sequence to a CSV file flip_deg,tr_ms,te_ms or to the Pulseq file"
         )
-    counter = find_counter(heads, None, choice, coverage)
+    counter, T = _repeated_train(heads, choice) if not n_measured else ("", 0)
+    if not counter:
+        counter = find_counter(heads, n_measured or None, choice, coverage)
+        # Those that arrival numbers are as many as there are.
+        t = timepoints(heads, counter)
+        T = n_measured or train_length(t, None, coverage) or len(t)
     t = timepoints(heads, counter)
-    T = train_length(t, None, coverage) or len(t)  # those that arrival numbers are as many as there are
     inside = (t >= 0) & (t < T)
-    return train_from_readouts(heads[inside], t[inside], T, ti), counter
+    return Resolved(train_from_readouts(heads[inside], t[inside], T, ti), counter)
+
+
+def _repeated_train(heads: NDArray[np.void], choice: str) -> tuple[str, int]:
+    """Counter and length of a train in ``user_int`` that was played several times; ("", 0) if it was not.
+
+    A counter of something else, as of arms, has other flip angles each time it comes round.
+    """
+    played = heads["user_int"][:, [2, 3, 5]]
+    few = max(1, int(_DAMAGED * len(heads)))
+    for counter in COUNTERS if choice == "auto" else (choice,):
+        if counter not in COUNTERS:
+            continue
+        values = _values(heads, counter)
+        there, first, back, counts = np.unique(
+            values, return_index=True, return_inverse=True, return_counts=True
+        )
+        T, often = len(there), int(np.median(counts))
+        whole = T >= _SHORTEST_REPEATED and often >= 2 and there[0] == 0 and there[-1] == T - 1
+        if whole and np.count_nonzero((played != played[first][back]).any(axis=1)) <= few:
+            return counter, T
+    return "", 0
+
+
+def _fitting(
+    early: Train,
+    heads: NDArray[np.void],
+    choice: str,
+    coverage: float,
+    announced: int,
+    numberings: Sequence[Numbering],
+) -> Resolved:
+    """The first numbering of a train that a counter fits; at last that of its announced beginning."""
+    trials = [(early, numbering) for numbering in numberings]
+    if 1 < announced < early.n_timepoints and choice != "arrival":
+        trials.append((early.first(announced), _PLAIN))
+    failure: ScanError | None = None
+    for train, numbering in trials:
+        try:
+            counter = find_counter(heads, train.n_timepoints, choice, coverage, numbering)
+        except ScanError as error:  # noqa: PERF203 - a few, once
+            failure = failure or error
+        else:
+            return Resolved(train, counter, numbering)
+    assert failure is not None
+    raise failure

@@ -5,7 +5,7 @@ Letters: T timepoints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,11 @@ class Train:
     @property
     def n_timepoints(self) -> int:
         return len(self.flip_deg)
+
+    def first(self, n: int) -> Train:
+        """Only the first n pulses, of which the rest was not measured."""
+        lists = {name: getattr(self, name)[:n] for name in ("flip_deg", "tr_ms", "te_ms", "phase_deg")}
+        return replace(self, **lists, source=f"{self.source}, its first {n} of {self.n_timepoints} pulses")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Train) and self.key() == other.key()

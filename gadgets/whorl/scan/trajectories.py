@@ -63,7 +63,7 @@ class Trajectories:
         Raises
         ------
         ScanError
-            If the readouts are longer than the trajectory, or their sizes differ and a dwell time is not known.
+            If the readouts are longer, or their sizes differ and a dwell time is not known.
         """
         S = self.points.shape[1]
         known = self.dwell_us is not None and dwell_us > 0
