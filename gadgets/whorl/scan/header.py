@@ -66,7 +66,7 @@ def read_header(xml: bytes | str) -> Header:
     ScanError
         If the document cannot be read, declares entities, or lacks a usable matrix or field of view.
     """
-    root = _root(xml)
+    root = header_root(xml)
     try:
         protocol_name = root.findtext("{*}measurementInformation/{*}protocolName", "").strip()
         for element in [e for e in root if e.tag.rpartition("}")[2] not in _BOUND]:
@@ -118,7 +118,7 @@ def read_header(xml: bytes | str) -> Header:
     )
 
 
-def _root(xml: bytes | str) -> ET.Element:
+def header_root(xml: bytes | str) -> ET.Element:
     """The header document, which must not declare anything; `ScanError` if it does, or is no XML."""
     raw = xml.encode() if isinstance(xml, str) else xml
     raw = raw.rstrip(b"\0 \r\n\t")
@@ -153,7 +153,7 @@ def _space(space: object, name: str) -> Space:
 def patient_of(xml: bytes) -> dict[str, str]:
     """Id and name of the patient, as far as they can be read: for an operator who wants them in the log."""
     try:
-        subject = _root(xml).find("{*}subjectInformation")
+        subject = header_root(xml).find("{*}subjectInformation")
     except ScanError:
         return {}
     if subject is None:

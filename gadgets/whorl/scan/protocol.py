@@ -177,7 +177,7 @@ def _trajectories(header_xml: bytes, sources: Sources, settings: Settings) -> Tr
     elif pulseq is not None:
         return pulseq.trajectories
     else:
-        parameters = trajectories_from_header(header_xml)
+        parameters = trajectories_from_header(header_xml, settings.rotation_deg)
         if parameters is None:
             return None
         found = parameters
@@ -279,8 +279,8 @@ def settle(sources: Sources, heads: NDArray[np.void], settings: Settings) -> Pro
     ):
         raise ScanError(
             f"timepoint=arrival, and idx.segment goes from {heads['idx']['segment'].min()} to "
-            f"{heads['idx']['segment'].max()}: whether these are parts of one ADC or timepoints cannot be told. "
-            f"Set property adc_segments to join or off"
+            f"{heads['idx']['segment'].max()}: whether these are parts of one ADC or timepoints cannot be "
+            f"told. Set property adc_segments to join or off"
         )
     resolved = resolve.resolve_train(
         sources.train,

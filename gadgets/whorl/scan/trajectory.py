@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from whorl.scan.failure import ScanError
 from whorl.scan.header import Space
 
+#: Units in use.
+UNITS = ("cycles/pixel", "±1", "rad/pixel", "cycles/FOV", "1/m", "1/cm")
+
 
 def unit_scales(encoded: Space) -> dict[str, tuple[float, float]]:
     """For each unit in use, the factors (x, y) that turn it into cycles per encoded pixel."""
