@@ -404,5 +404,5 @@ def _items(
 
 
 def _span(values: NDArray[np.float64], unit: str) -> str:
-    low, high = float(values.min()), float(values.max())
-    return f"{low:g} {unit}" if high - low < 1e-9 else f"{low:g} to {high:g} {unit}"
+    low, high = (round(float(value), 4) + 0.0 for value in (values.min(), values.max()))
+    return f"{low:g} {unit}" if low == high else f"{low:g} to {high:g} {unit}"

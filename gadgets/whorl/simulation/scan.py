@@ -16,7 +16,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
 from whorl.scan.readout import HEAD_DTYPE, Flag
+from whorl.simulation.gradients import play
 from whorl.simulation.phantoms import (
     FINE,
     SLICE_MM,
@@ -44,6 +45,7 @@ from whorl.simulation.phantoms import (
     transmit_field,
     with_fat,
 )
+from whorl.simulation.pulseq import read_played
 from whorl.simulation.signals import Expansion, Train, expand_signals, fisp_signals, jiang_train
 from whorl.simulation.spiral import GAMMA_HZ_PER_T, design_spiral
 
@@ -62,6 +64,33 @@ _SMALL = 100_000
 _ARRAYS = ("noise_covariance", "flip_deg", "phase_deg", "tr_ms", "te_ms", "slice_profile")
 # Components that are transformed at once: 16 of 8 coils and 96 interleaves take 0.2 GB.
 _AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a file says about its scan beside the samples.
+
+    Parameters
+    ----------
+    attached
+        Whether the trajectory is attached to each readout.
+    told
+        Whether the train is told: in lists of the header and in `user_int`. If not, the header has values of a
+        protocol, as that of a Pulseq scan.
+    noise_flagged
+        Whether the noise readouts are flagged. If not, the counters run through them too.
+    numbered
+        Whether `repetition` (and, with `told`, `user_int`) numbers the timepoints.
+    """
+
+    attached: bool = True
+    told: bool = True
+    noise_flagged: bool = True
+    numbered: bool = True
+
+
+#: How a scan of a Pulseq sequence without labels looks.
+PULSEQ = Layout(attached=False, told=False, noise_flagged=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +136,16 @@ def interleaf_order(order: str, timepoints: int, interleaves: int) -> NDArray[np
 
     `golden`: steps of nearly the golden section of all interleaves, without a common divisor with their
     number, so that successive timepoints lie far apart and each I timepoints visit every interleaf once.
-    `sequential`: one after the other.
+    `sequential`: one after the other. `golden-angle`: each timepoint has an interleaf of its own, see
+    `simulate`.
 
     Raises
     ------
     ValueError
         For another order.
     """
+    if order == "golden-angle":
+        return np.arange(timepoints)
     if order == "sequential":
         step = 1
     elif order == "golden":
@@ -121,7 +153,7 @@ def interleaf_order(order: str, timepoints: int, interleaves: int) -> NDArray[np
         coprime = (n for n in range(1, max(interleaves, 2)) if math.gcd(n, interleaves) == 1)
         step = min(coprime, key=lambda n: abs(n - golden))
     else:
-        raise ValueError(f'order is "{order}": expected "golden" or "sequential"')
+        raise ValueError(f'order is "{order}": expected "golden", "sequential" or "golden-angle"')
     return np.arange(timepoints) * step % interleaves
 
 
@@ -149,6 +181,11 @@ def simulate(
     phase_jump_rad: float = 0.0,
     motion_pixels: float = 0.0,
     fat: bool = False,
+    sequence: str | os.PathLike[str] | None = None,
+    girf: str | os.PathLike[str] | None = None,
+    noise_covariance: NDArray[Any] | None = None,
+    noise_dwell_us: float | None = None,
+    layout: Layout = Layout(),  # noqa: B008 - frozen
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Simulate a spiral MRF scan and write it as an MRD file with its truth.
@@ -177,7 +214,8 @@ def simulate(
     interleaves
         Number I of rotations of the spiral.
     order
-        `golden` or `sequential`, see `interleaf_order`.
+        `golden` or `sequential`, see `interleaf_order`; or `golden-angle`: timepoint t is interleaf 0 turned
+        by t · 360° (1 - 1/φ), with φ the golden ratio.
     coils
         Number C of receive coils.
     noise
@@ -213,6 +251,19 @@ def simulate(
         was at first.
     fat
         Whether a ring of fat lies around the object, see `with_fat`.
+    sequence
+        Pulseq file, whose train, trajectory, noise prescans, matrix and field of view take the place of
+        `timepoints`, `interleaves`, `order`, `readout_ms`, `train`, `matrix` and `fov_mm`; see `read_played`.
+    girf
+        File (.npy) with the impulse response of the gradient system, see `whorl.simulation.gradients.play`. The
+        file holds the nominal trajectory.
+    noise_covariance
+        `(C, C)` of the coils' noise, in any unit; `noise` is the mean over the coils. Random if None.
+    noise_dwell_us
+        Dwell time of the noise readouts: the variance of a sample goes with the bandwidth. That of the
+        others if None.
+    layout
+        What the file says about the scan.
     progress
         Receives one line for each step.
 
@@ -261,6 +312,14 @@ def simulate(
         )
     if abs(motion_pixels) > matrix / 4:
         raise ValueError(f"motion_pixels is {motion_pixels}: expected at most a quarter of the matrix")
+    file = None
+    if sequence is not None:
+        file = read_played(sequence)
+        train, timepoints, interleaves = file.train, len(file.train), len(file.k_per_m)
+        matrix, fov_mm, order = file.matrix, file.fov_mm, "of the sequence"
+        readout_ms = file.k_per_m.shape[1] * file.dwell_us * 1e-3
+        if girf is not None or gradient_delay_us:
+            raise ValueError("girf and gradient_delay_us are of simulated spirals: expected no sequence")
     if train is None:
         train = jiang_train(timepoints)
     elif len(train) != timepoints:
@@ -272,7 +331,13 @@ def simulate(
             f"readout_ms is {readout_ms:g}: TE {train.te_ms.max():g} ms and the readout do not fit "
             f"into TR {train.tr_ms.min():g} ms"
         )
-    arms = interleaf_order(order, timepoints, interleaves)
+    if noise_covariance is not None:
+        noise_covariance = np.asarray(noise_covariance, dtype=np.complex128)
+        if noise_covariance.shape != (coils, coils):
+            raise ValueError(
+                f"noise_covariance has shape {noise_covariance.shape}: expected {(coils, coils)}, one for each coil"
+            )
+    arms = interleaf_order(order, timepoints, interleaves) if file is None else file.arms
     if phantom == "nist":
         thing = nist_plate(plate, slices=slices, matrix=matrix, fov_mm=fov_mm)
     elif phantom == "brain":
@@ -285,9 +350,25 @@ def simulate(
         thing = with_fat(thing, matrix=matrix, fov_mm=fov_mm)
 
     say(f"spiral: {interleaves} interleaves of {readout_ms:g} ms")
-    spiral = design_spiral(matrix=matrix, fov_mm=fov_mm, interleaves=interleaves, readout_ms=readout_ms)
-    trajectory = spiral.cycles_per_pixel(fov_mm / matrix)  # (I, S, 2)
-    played = spiral.delayed(gradient_delay_us).cycles_per_pixel(fov_mm / matrix)
+    field_phase: NDArray[np.float64] | None = None
+    inner_radius, slew, dwell_us = 0.0, 0.0, 0.0
+    if file is not None:
+        trajectory = played = _per_pixel(file.k_per_m, fov_mm / matrix)
+        dwell_us = file.dwell_us
+    else:
+        spiral = design_spiral(matrix=matrix, fov_mm=fov_mm, interleaves=interleaves, readout_ms=readout_ms)
+        inner_radius, slew = spiral.inner_radius, spiral.slew_t_per_m_s
+        dwell_us = spiral.dwell_us
+        if order == "golden-angle":
+            turns = np.exp(2j * np.pi * (1 - 2 / (1 + math.sqrt(5))) * np.arange(timepoints))
+            spiral = replace(spiral, k_per_m=turns[:, None] * spiral.k_per_m[0])
+            if girf is not None or gradient_delay_us:
+                raise ValueError("girf and gradient_delay_us need an order of equal rotations")
+        trajectory = spiral.cycles_per_pixel(fov_mm / matrix)  # (I, S, 2)
+        played = spiral.delayed(gradient_delay_us).cycles_per_pixel(fov_mm / matrix)
+        if girf is not None:
+            k_per_m, field_phase = play(spiral, np.load(girf, allow_pickle=False))
+            played = _per_pixel(k_per_m, fov_mm / matrix)
     n_samples = trajectory.shape[1]
 
     say(f"signals: {len(thing.names)} tissues, {timepoints} timepoints")
@@ -311,7 +392,7 @@ def simulate(
             some = slice(first, first + _AT_ONCE)
             yield _component_images(thing, z, tissues, field, expansion, some), expansion.components[some]
 
-    elapsed_ms = train.te_ms[:, None] + np.arange(n_samples) * (spiral.dwell_us * 1e-3)  # (T, S)
+    elapsed_ms = train.te_ms[:, None] + np.arange(n_samples) * (dwell_us * 1e-3)  # (T, S)
     still, always = np.ones((1, 1)), np.ones((timepoints, 1))
     segments = _segments(b0, elapsed_ms) if b0_hz else [(still, always)]
     if b0_hz:
@@ -340,10 +421,22 @@ def simulate(
                         kspace[z, half] += readouts * factor[:, None].astype(np.complex64)
 
     rng = np.random.default_rng(seed)
+    if field_phase is not None:
+        for part in kspace:
+            part *= np.exp(1j * field_phase[arms])[:, None].astype(np.complex64)
+    if file is not None:
+        # The signals are in the frame of the RF phase, the receiver is in its own.
+        receiver = np.exp(1j * np.deg2rad(train.phase_deg - file.receiver_deg)).astype(np.complex64)
+        for part in kspace:
+            part *= receiver[:, None, None]
     covariance = _noise_covariance(coils, rng)
+    if noise_covariance is not None:
+        covariance = noise_covariance * (coils / np.trace(noise_covariance).real)
     largest = max(float(np.max(np.abs(part))) for part in kspace)
     mixing = np.linalg.cholesky(covariance) * np.complex128(noise * largest)
-    prescan = _noise(mixing, (_NOISE_READOUTS, coils, n_samples), rng)
+    n_prescans = _NOISE_READOUTS if file is None else file.n_noise
+    wider = math.sqrt(dwell_us / (noise_dwell_us or dwell_us))  # bandwidth of the noise readouts, as a root
+    prescan = _noise(mixing * wider, (n_prescans, coils, n_samples), rng)
     for part in kspace:
         part += _noise(mixing, part.shape, rng)
 
@@ -352,6 +445,7 @@ def simulate(
         "plate": plate if phantom == "nist" else "",
         "timepoints": timepoints,
         "interleaves": interleaves,
+        "n_prescans": n_prescans,
         "order": order,
         "coils": coils,
         "noise": noise,
@@ -362,8 +456,8 @@ def simulate(
         "fov_mm": fov_mm,
         "seed": seed,
         "readout_ms": readout_ms,
-        "spiral_inner_radius": spiral.inner_radius,
-        "spiral_slew_t_per_m_s": spiral.slew_t_per_m_s,
+        "spiral_inner_radius": inner_radius,
+        "spiral_slew_t_per_m_s": slew,
         "flip_deg": train.flip_deg,
         "phase_deg": train.phase_deg,
         "tr_ms": train.tr_ms,
@@ -377,9 +471,13 @@ def simulate(
         "phase_jump_rad": phase_jump_rad,
         "motion_pixels": motion_pixels,
         "fat": fat,
+        "sequence": "" if sequence is None else str(sequence),
+        "girf": "" if girf is None else str(girf),
     }
-    header = _header(parameters, dwell_us=spiral.dwell_us)
-    rows = _rows(prescan, kspace, trajectory.astype(np.float32), arms, train, spiral.dwell_us)
+    header = _header(parameters, layout)
+    rows = _rows(prescan, kspace, trajectory.astype(np.float32), arms, train, dwell_us, layout)
+    if noise_dwell_us is not None:
+        rows["head"]["sample_time_us"][:n_prescans] = noise_dwell_us
     say(f"writing {target}")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -594,7 +692,13 @@ def _noise(
     return result
 
 
-def _header(parameters: dict[str, Any], *, dwell_us: float) -> bytes:
+def _per_pixel(k_per_m: NDArray[np.complex128], pixel_mm: float) -> NDArray[np.float64]:
+    """kx + i ky `(I, S)` in cycles/m as `(I, S, 2)` in cycles per pixel."""
+    k = k_per_m * (pixel_mm * 1e-3)
+    return np.stack([k.real, k.imag], axis=-1)
+
+
+def _header(parameters: dict[str, Any], layout: Layout) -> bytes:
     """The XML header of MRD."""
     matrix, fov_mm = parameters["matrix"], parameters["fov_mm"]
     space = xsd.encodingSpaceType(
@@ -606,7 +710,12 @@ def _header(parameters: dict[str, Any], *, dwell_us: float) -> bytes:
         return xsd.limitType(minimum=0, maximum=n - 1, center=0)
 
     def values(name: str) -> list[float]:
-        return [float(value) for value in np.atleast_1d(parameters[name])]
+        found = [float(value) for value in np.atleast_1d(parameters[name])]
+        return found if layout.told else found[:1]
+
+    n_counted = parameters["timepoints"]
+    if not layout.noise_flagged:
+        n_counted += parameters["n_prescans"]
 
     name = f"{parameters['phantom']} {parameters['plate']}".strip()
     header = xsd.ismrmrdHeader(
@@ -634,7 +743,7 @@ def _header(parameters: dict[str, Any], *, dwell_us: float) -> bytes:
                 encodingLimits=xsd.encodingLimitsType(
                     kspace_encoding_step_1=limit(parameters["interleaves"]),
                     slice=limit(parameters["slices"]),
-                    repetition=limit(parameters["timepoints"]),
+                    repetition=limit(n_counted if layout.numbered else 1),
                 ),
                 trajectory=xsd.trajectoryType.SPIRAL,
             )
@@ -653,6 +762,7 @@ def _rows(
     arms: NDArray[np.int64],
     train: Train,
     dwell_us: float,
+    layout: Layout,
 ) -> NDArray[np.void]:
     """All acquisitions in the order of measurement, as MRD lays them out in HDF5."""
     n_slices, n_timepoints, n_coils, n_samples = kspace.shape
@@ -671,20 +781,26 @@ def _rows(
     head["sample_time_us"] = dwell_us
     head["read_dir"], head["phase_dir"], head["slice_dir"] = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 
-    head["flags"][:n_noise] = int(Flag.IS_NOISE_MEASUREMENT)
+    if layout.noise_flagged:
+        head["flags"][:n_noise] = int(Flag.IS_NOISE_MEASUREMENT)
+    first = 0 if layout.noise_flagged else n_noise
+    if layout.numbered and first:
+        head["idx"]["repetition"][:n_noise] = np.arange(n_noise)
     scan = head[n_noise:]
     # A view of structured fields is written to directly; the readout starts at the centre of k-space.
-    scan["trajectory_dimensions"] = 2
+    scan["trajectory_dimensions"] = 2 if layout.attached else 0
     scan["center_sample"] = 0
     scan["position"][:, 2] = slice_heights_mm(n_slices)[slice_of]
     scan["idx"]["slice"] = slice_of
-    scan["idx"]["repetition"] = t
+    if layout.numbered:
+        scan["idx"]["repetition"] = first + t
     scan["idx"]["kspace_encode_step_1"] = arms[t]
-    scan["user_int"][:, 0] = t
-    scan["user_int"][:, 2] = np.rint(train.tr_ms * 1e3)[t]
-    scan["user_int"][:, 3] = np.rint(train.te_ms * 1e3)[t]
-    scan["user_int"][:, 5] = np.rint(train.flip_deg * 100)[t]
-    scan["user_int"][:, 6] = np.rint(train.phase_deg * 100)[t]
+    if layout.told:
+        scan["user_int"][:, 0] = t if layout.numbered else 0
+        scan["user_int"][:, 2] = np.rint(train.tr_ms * 1e3)[t]
+        scan["user_int"][:, 3] = np.rint(train.te_ms * 1e3)[t]
+        scan["user_int"][:, 5] = np.rint(train.flip_deg * 100)[t]
+        scan["user_int"][:, 6] = np.rint(train.phase_deg * 100)[t]
     # Sums, because each flag is set once; numpy 1 does not combine uint64 with a Python int by |.
     scan["flags"][t == 0] += np.uint64(_FIRST_IN_SLICE)
     scan["flags"][t == n_timepoints - 1] += np.uint64(Flag.LAST_IN_SLICE)
@@ -705,7 +821,7 @@ def _rows(
         rows["data"][n] = prescan[n].view(np.float32).ravel()
     readouts = kspace.reshape(n_scan, n_coils, n_samples)
     for n in range(n_scan):
-        rows["traj"][n_noise + n] = trajectory[arms[t[n]]].ravel()
+        rows["traj"][n_noise + n] = trajectory[arms[t[n]]].ravel() if layout.attached else nothing
         rows["data"][n_noise + n] = readouts[n].view(np.float32).ravel()
     return rows
 
