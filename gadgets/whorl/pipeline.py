@@ -22,7 +22,7 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
-from whorl.kspace.coils import NoiseStatistics, whitening_matrix
+from whorl.kspace.coils import NoiseStatistics, dependent_coils, whitening_matrix
 from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.logs import current_scan
 from whorl.maps.images import ImageMaker, Provenance
@@ -173,12 +173,12 @@ class _Scan:
     def add(self, readout: Readout) -> None:
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
             if self._latest is None:  # later ones would not be used
-                self._noise.add(readout.data)
+                self._noise.add(readout.data, float(readout.head["sample_time_us"]))
             return
         number = int(readout.head["idx"]["slice"])
         self._n_imaging += 1
         if self._latest is None:
-            self._whiten(readout.data.shape[0])
+            self._whiten(readout.data.shape[0], float(readout.head["sample_time_us"]))
             self._latest = number
         self._follow(self._latest, number)
         if number in self._done:
@@ -296,7 +296,7 @@ class _Scan:
                 f"({self._train.source}): it cannot be the one that was played. Set property sequence"
             )
 
-    def _whiten(self, n_coils: int) -> None:
+    def _whiten(self, n_coils: int, dwell_us: float) -> None:
         """Whitening matrix of the noise readouts that came before the first image data."""
         n_readouts = self._noise.n_usable(n_coils)
         if others := self._noise.n_readouts - n_readouts:
@@ -307,12 +307,28 @@ class _Scan:
             why = "whiten=off" if self._settings.whiten == "off" else "no noise readouts"
             self._log("DBG", f"not whitened: {why}")
             return
+        bandwidth = self._settings.noise_bandwidth or self._header.noise_bandwidth or 1.0
         try:
-            self._whitening = whitening_matrix(self._noise.covariance(n_coils)).to(self._device)
+            covariance = self._noise.covariance(n_coils, dwell_us, bandwidth)
+            self._whitening = whitening_matrix(covariance).to(self._device, torch.complex64)
         except ValueError as error:
             self._note(f"{error}: not whitened", each_slice=True)
             return
-        self._log("DBG", f"{n_coils} coils whitened by {n_readouts} noise readouts")
+        noise_dwell_us = self._noise.dwell_us(n_coils)
+        scaled = (
+            f"noise of {noise_dwell_us:g} µs scaled to {dwell_us:g} µs, relative bandwidth {bandwidth:g}"
+            if noise_dwell_us and dwell_us > 0
+            else "noise not scaled, its dwell time or that of the data is not known"
+        )
+        self._log("DBG", f"{n_coils} coils whitened by {n_readouts} noise readouts; {scaled}")
+        if dropped := dependent_coils(covariance):
+            listed = ", ".join(str(coil) for coil in dropped)
+            self._note(
+                f"of {n_coils} coils, {listed} (counted from 0) "
+                f"{'was' if len(dropped) == 1 else 'were'} dropped: without noise of their own, "
+                f"they are dead or copies of others",
+                each_slice=True,
+            )
 
     def _find_train(self, buffer: SliceBuffer) -> tuple[Train, str]:
         return resolve.resolve_train(

@@ -15,6 +15,8 @@ from whorl.scan.failure import ScanError
 _BOUND = ("experimentalConditions", "encoding", "sequenceParameters")
 #: Beyond it a number of single precision is infinite.
 _LARGEST = 3e38
+#: Receivers have a relative noise bandwidth of 0.8 or so.
+_WIDEST = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class Header:
     """The part of an MRD header that a reconstruction needs; lists are empty where the header has none.
 
     `n_timepoints_announced` is the largest of the repetition, contrast and set limits plus one,
-    `n_slices_announced` the slice limit plus one, or 0 if the header has none.
+    `n_slices_announced` the slice limit plus one, or 0 if the header has none. `noise_bandwidth` is that of
+    the receiver's noise relative to the inverse of the dwell time; 0 if the header has no plausible one.
     """
 
     encoded: Space
@@ -46,6 +49,7 @@ class Header:
     n_timepoints_announced: int
     n_slices_announced: int
     protocol_name: str
+    noise_bandwidth: float = 0.0
 
 
 def read_header(xml: bytes | str) -> Header:
@@ -59,6 +63,7 @@ def read_header(xml: bytes | str) -> Header:
     root = _root(xml)
     try:
         protocol_name = root.findtext("{*}measurementInformation/{*}protocolName", "").strip()
+        bandwidth = root.findtext("{*}acquisitionSystemInformation/{*}relativeReceiverNoiseBandwidth", "")
         for element in [e for e in root if e.tag.rpartition("}")[2] not in _BOUND]:
             root.remove(element)
         document = ismrmrd.xsd.CreateFromDocument(ET.tostring(root))
@@ -100,7 +105,17 @@ def read_header(xml: bytes | str) -> Header:
         n_timepoints_announced=max(1, *(announced(name) for name in ("repetition", "contrast", "set"))),
         n_slices_announced=announced("slice"),
         protocol_name=protocol_name,
+        noise_bandwidth=_noise_bandwidth(bandwidth),
     )
+
+
+def _noise_bandwidth(text: str) -> float:
+    """It scales the noise and no map: what cannot be one is taken as if the header had none."""
+    try:
+        bandwidth = float(text)
+    except ValueError:
+        return 0.0
+    return bandwidth if 0 < bandwidth <= _WIDEST else 0.0
 
 
 def _root(xml: bytes | str) -> ET.Element:
