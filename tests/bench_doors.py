@@ -39,6 +39,7 @@ from doors.mutations import HEADER
 from whorl.doors import wire
 from whorl.doors.files import count_readouts, read_readouts
 from whorl.doors.transport import Channel
+from whorl.kspace.coils import compression_matrix
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.scan.integrity import Tally
 from whorl.scan.readout import HEAD_DTYPE, Readout
@@ -159,12 +160,15 @@ def folded(readouts: list[Readout]) -> Receive:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn((R, K), generator=generator)).Q  # (T, K), real as for most trains
 
+    def strongest(block: torch.Tensor, _: object) -> tuple[torch.Tensor, str]:
+        return compression_matrix(block, V), ""
+
     def take(following: Callable[[], wire.Message]) -> SliceBuffer:
         buffer: SliceBuffer | None = None
         tally = Tally()
         while isinstance(message := following(), Readout):
             if buffer is None:
-                buffer = SliceBuffer(message, None, V, torch.device("cpu"), keep_held=True)
+                buffer = SliceBuffer(message, None, strongest, torch.device("cpu"), keep_held=True)
                 buffer.number_timepoints(lambda heads: heads["idx"]["repetition"].astype(np.int64), R, tally)
             buffer.add(message, buffer.interleaves.number(message.trajectory), tally)
             buffer.fold(basis)

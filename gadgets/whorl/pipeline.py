@@ -23,12 +23,20 @@ from torch import Tensor
 from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.kspace.coils import NoiseStatistics, dependent_coils, whitening_matrix
-from whorl.kspace.slicebuffer import SliceBuffer, digest
+from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
 from whorl.logs import current_scan
 from whorl.maps.images import ImageMaker, Provenance
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
-from whorl.reconstruction import Encoding, SliceResult, encode, is_tuned, reconstruct_slice
+from whorl.reconstruction import (
+    ROVIR_BLOCK,
+    Encoding,
+    SliceResult,
+    encode,
+    is_tuned,
+    make_compression,
+    reconstruct_slice,
+)
 from whorl.scan import resolve
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.header import Header, read_header
@@ -121,6 +129,7 @@ class _Scan:
         self._counter = ""
         self._noise = NoiseStatistics()
         self._whitening: Tensor | None = None
+        self._compress = make_compression(header, settings)
         self._slices: dict[int, SliceBuffer] = {}
         # Slices that were handed over or given up, with the digests of their timepoints.
         self._done: dict[int, NDArray[np.int64]] = {}
@@ -192,9 +201,10 @@ class _Scan:
             buffer = SliceBuffer(
                 readout,
                 self._whitening,
-                self._settings.virtual_coils,
+                self._compress,
                 self._device,
                 keep_held=self._hold_out,
+                block=ROVIR_BLOCK if self._settings.compression == "rovir" else BLOCK,
             )
             self._slices[number] = buffer
             if self._train is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kspace.spirals import complex_normal, orthonormal_basis
 from whorl.kspace.coils import compression_matrix, whitening_matrix
-from whorl.kspace.slicebuffer import Interleaves, SliceBuffer, SubspaceKspace, held_timepoints
+from whorl.kspace.slicebuffer import Compress, Interleaves, SliceBuffer, SubspaceKspace, held_timepoints
 from whorl.scan.integrity import Tally
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
@@ -21,6 +21,10 @@ T, K, C, S = 150, 3, 5, 9
 CPU = torch.device("cpu")
 #: timepoint and interleaf of each readout; interleaves grow, number 3 is never visited.
 ORDER = [(t, min(t // 20, 6) + (1 if t // 20 >= 3 else 0)) for t in range(T - 11)]
+
+
+def strongest(n_virtual: int) -> Compress:
+    return lambda block, places: (compression_matrix(block, n_virtual), "")
 
 
 def place(heads: NDArray[np.void]) -> NDArray[np.int64]:
@@ -100,7 +104,7 @@ def run(
     tally, basis = Tally(), orthonormal_basis(T, K)
     keep = options.get("keep_held", False)
     buffer = SliceBuffer(
-        sequence[0], options.get("whitening"), options.get("n_virtual", C), CPU, keep_held=keep
+        sequence[0], options.get("whitening"), strongest(options.get("n_virtual", C)), CPU, keep_held=keep
     )
     add = path(buffer, tally, basis)
     for one, i in zip(sequence, numbers, strict=True):
@@ -172,11 +176,52 @@ def test_of_duplicates_the_first_counts_and_strangers_are_dropped(path: Any) -> 
 
 def test_distinct_timepoints_are_counted() -> None:
     tally = Tally()
-    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU)
     buffer.number_timepoints(place, T, tally)
     for t in (4, 9, 4, 2, 9, T + 3):
         buffer.add(readout(t, samples(t)), 0, tally)
     assert buffer.n_seen == 3
+
+
+@PATHS
+@pytest.mark.parametrize("dead", [False, True], ids=["all alive", "one dead"])
+def test_the_matrix_of_all_readouts_is_handed_over(path: Any, dead: bool) -> None:
+    mixing = complex_normal(C, 3 * C, seed=5)
+    if dead:
+        mixing[2] = 0
+    whitening = whitening_matrix(mixing @ mixing.conj().T)
+    sequence, numbers = [readout(t, samples(t)) for t, _ in ORDER], [i for _, i in ORDER]
+    result, _ = run(path, sequence, numbers, whitening=whitening, n_virtual=3)
+    torch.testing.assert_close(result.matrix, first_block_matrix(whitening, 3))
+    assert result.matrix.shape == (3, C)
+    assert bool((result.matrix[:, 2] == 0).all()) == dead
+    check(result, ORDER, orthonormal_basis(T, K), result.matrix)
+
+
+@pytest.mark.parametrize(("block", "chosen"), [(64, 64), (100, 100), (500, len(ORDER))])
+def test_who_chooses_the_coils_gets_the_first_block_and_its_trajectories(block: int, chosen: int) -> None:
+    calls: list[tuple[Tensor, NDArray[np.float32]]] = []
+    own = complex_normal(2, C, seed=9)
+
+    def compress(first: Tensor, places: Callable[[], NDArray[np.float32]]) -> tuple[Tensor, str]:
+        calls.append((first.clone(), places()))
+        return own, "not as asked for"
+
+    tally, basis = Tally(), orthonormal_basis(T, K)
+    buffer = SliceBuffer(readout(0, samples(0)), None, compress, CPU, block=block)
+    buffer.number_timepoints(place, T, tally)
+    for t, i in ORDER:
+        trajectory = np.full((S, 2), i, np.float32)
+        one = Readout(readout(t, samples(t)).head, trajectory, samples(t))
+        buffer.add(one, buffer.interleaves.number(trajectory), tally)
+        buffer.fold(basis)
+    result = buffer.finish(basis)
+    ((first, trajectories),) = calls
+    assert torch.equal(first, torch.from_numpy(np.stack([samples(t) for t, _ in ORDER[:chosen]])))
+    assert trajectories.shape == (chosen, S, 2)
+    assert trajectories[:, 0, 0].tolist() == [i for _, i in ORDER[:chosen]]
+    assert (result.note, result.scaled(2).note) == ("not as asked for",) * 2
+    assert torch.equal(result.matrix, own)
 
 
 def test_interleaves_are_told_apart_by_their_places() -> None:
@@ -280,7 +325,7 @@ def test_a_tenth_is_scattered_and_always_the_same() -> None:
 def test_of_a_short_train_none_are_held_out(n_timepoints: int) -> None:
     assert len(held_timepoints(n_timepoints)) == 0
     tally, basis = Tally(), orthonormal_basis(n_timepoints, 1)
-    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU, keep_held=True)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU, keep_held=True)
     buffer.number_timepoints(place, n_timepoints, tally)
     for t in range(n_timepoints):
         buffer.add(readout(t, samples(t)), 0, tally)

@@ -45,7 +45,7 @@ class NoiseStatistics:
         self._sums: dict[int, _Sum] = {}  # by number of coils
 
     def add(self, noise: NDArray[np.complex64], dwell_us: float) -> None:
-        """Count one readout `(C, S)`; a dwell time of 0, or what cannot be one, means that it is not known."""
+        """Count one readout `(C, S)`; a dwell time of 0, or one that cannot be, is not known."""
         self.n_readouts += 1
         C, S = noise.shape
         if C not in self._sums and len(self._sums) == _COIL_NUMBERS:
