@@ -39,6 +39,7 @@ from doors.mutations import HEADER
 from whorl.doors import wire
 from whorl.doors.files import count_readouts, read_readouts
 from whorl.doors.transport import Channel
+from whorl.kspace.coils import compression_matrix
 from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.scan.readout import HEAD_DTYPE, Readout
 from whorl.simulation.scan import simulate
@@ -158,11 +159,14 @@ def folded(readouts: list[Readout]) -> Receive:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn((R, K), generator=generator)).Q  # (T, K), real as for most trains
 
+    def strongest(block: torch.Tensor, _: object) -> tuple[torch.Tensor, str]:
+        return compression_matrix(block, V), ""
+
     def take(following: Callable[[], wire.Message]) -> SliceBuffer:
         buffer: SliceBuffer | None = None
         while isinstance(message := following(), Readout):
             if buffer is None:
-                buffer = SliceBuffer(message, None, V, torch.device("cpu"), keep_held=True)
+                buffer = SliceBuffer(message, None, strongest, torch.device("cpu"), keep_held=True)
             t = int(message.head["idx"]["repetition"])
             buffer.add(message, buffer.interleaves.number(message.trajectory), t, digest(message))
             buffer.fold(basis)

@@ -320,5 +320,5 @@ def test_noise_of_many_numbers_of_coils_is_not_kept(scan: Scan) -> None:
     assert "9 readouts of noise" in result.said
     statistics = NoiseStatistics()
     for n_coils in range(1, 10):
-        statistics.add(np.ones((n_coils, 50), np.complex64))
+        statistics.add(np.ones((n_coils, 50), np.complex64), 2.0)
     assert [statistics.n_usable(n_coils) for n_coils in range(1, 10)] == [1] * 4 + [0] * 5

@@ -328,3 +328,27 @@ def test_the_spool_is_the_business_of_whoever_starts_the_program() -> None:
             Settings.from_properties({name: 0})
     # None of them changes a map.
     assert Settings.from_properties({**own, "error_image": True}).digest() == Settings().digest()
+
+
+@pytest.mark.parametrize(
+    ("properties", "says"),
+    [
+        ({"rovir_region": "0.1 0.9 0.2 0.8"}, "compression is svd: expected compression=rovir"),
+        ({"compression": "rovir", "rovir_region": "0.1 0.9 0.2"}, "expected x0 x1 y0 y1"),
+        ({"compression": "rovir", "rovir_region": "0.9 0.1 0.2 0.8"}, "expected x0 x1 y0 y1"),
+        ({"compression": "rovir", "rovir_region": "0 1.1 0.2 0.8"}, "expected x0 x1 y0 y1"),
+        ({"compression": "rovir", "rovir_region": "0 nan 0.2 0.8"}, "expected x0 x1 y0 y1"),
+        ({"compression": "off", "virtual_coils": 4}, "virtual_coils is 4, compression is off"),
+        ({"coil_maps": "espirit", "coil_maps_file": "a.npy"}, "there is a coil_maps_file"),
+    ],
+    ids=str,
+)
+def test_properties_of_the_coils_that_contradict_each_other(properties: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Settings.from_properties(properties)
+
+
+def test_the_region_of_interest() -> None:
+    assert Settings().region_of_interest() == (0, 1, 0, 1)
+    settings = Settings.from_properties({"compression": "rovir", "rovir_region": "0.1, .9 0.2,1"})
+    assert settings.region_of_interest() == (0.1, 0.9, 0.2, 1)

@@ -146,6 +146,9 @@ def test_a_gpu_that_is_not_there(scan: Scan, monkeypatch: pytest.MonkeyPatch) ->
         ("energy", 0.98),
         ("n_coefficients", 2),
         ("virtual_coils", 1),
+        ("coil_energy", 0.6),
+        ("compression", "off"),
+        ("compression", "rovir"),
         ("inversion_time_ms", 300),
         ("inversion_efficiency", 0.7),
         ("slice_profile", "1 0.9 0.4"),
@@ -170,6 +173,24 @@ def test_a_property_of_the_low_rank_maps_is_used(
         # Half a step of the integers.
         assert values.min() >= value - 0.5 if "min" in name else values.max() <= value + 0.5
     assert result.of("T1").meta["whorl_settings"] != untouched.of("T1").meta["whorl_settings"]
+
+
+def test_the_region_of_the_virtual_coils_is_used(scan: Scan) -> None:
+    maps = [
+        scan.copy().run(compression="rovir", rovir_region=region, virtual_coils=2).physical("T1")
+        for region in ("", "0.1 0.5 0.1 0.5")
+    ]
+    assert not np.array_equal(*maps)
+
+
+def test_a_region_that_cannot_be_told_from_the_rest_is_said(scan: Scan, untouched: Result) -> None:
+    # Six of 24 interleaves, each four times as often.
+    few = [n for n in scan.imaging if scan.heads["idx"]["kspace_encode_step_1"][n] % 4 == 0]
+    noise = np.setdiff1d(np.arange(len(scan.heads)), scan.imaging)
+    scan.take([*noise, *few])
+    result = scan.run(compression="rovir", min_readouts=0.2)
+    assert "the strongest virtual coils instead of rovir" in result.of("T1").meta["whorl_notes"]
+    assert result.outcome.exit_code == 3
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.config import Settings
-from whorl.kspace.coils import NoiseStatistics, whitening_matrix
-from whorl.kspace.slicebuffer import SliceBuffer, digest
+from whorl.kspace.coils import NoiseStatistics, dependent_coils, whitening_matrix
+from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
+from whorl.reconstruction import ROVIR_BLOCK, make_compression
 from whorl.scan import resolve
 from whorl.scan.arrivals import Placed, ScanCounter
 from whorl.scan.failure import ScanError
@@ -148,6 +149,7 @@ class Collector:
         self._tally, self._report = tally, report
         self._settled, self._complete, self._basis = settled, complete, basis
         self._keep_held = keep_held
+        self._compress = make_compression(sources, settings)
         self.protocol: Protocol | None = None
         self.noise = NoiseStatistics()
         self.whitening: Tensor | None = None
@@ -175,7 +177,7 @@ class Collector:
         """Take one readout; its arrays are copied."""
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
             if self._latest is None:  # later ones would not be used
-                self.noise.add(readout.data)
+                self.noise.add(readout.data, float(readout.head["sample_time_us"]))
             return
         number = int(readout.head["idx"]["slice"])
         self._n_imaging += 1
@@ -225,7 +227,7 @@ class Collector:
         self.sources = self.sources.with_first(first)
         if self.sources.by_timepoint and self.sources.trajectories is not None:
             self._places = Placed(self.sources.trajectories, replaces=self.sources.replaces)
-        self._whiten(first.data.shape[0])
+        self._whiten(first.data.shape[0], float(first.head["sample_time_us"]))
 
     def _first_part(self, number: int) -> Part | None:
         """The slice's only part, as long as timepoints are not known; ``None`` if there are too many."""
@@ -239,9 +241,10 @@ class Collector:
         return SliceBuffer(
             readout,
             self.whitening,
-            self._settings.virtual_coils,
+            self._compress,
             self._device,
             keep_held=self._keep_held,
+            block=ROVIR_BLOCK if self._settings.compression == "rovir" else BLOCK,
         )
 
     def _interleaf(self, buffer: SliceBuffer, readout: Readout, timepoint: int | None) -> int:
@@ -417,7 +420,7 @@ class Collector:
                 f"({protocol.train.source}): it cannot be the one that was played. Set property sequence"
             )
 
-    def _whiten(self, n_coils: int) -> None:
+    def _whiten(self, n_coils: int, dwell_us: float) -> None:
         """Whitening matrix of the noise readouts that came before the first image data."""
         n_readouts = self.noise.n_usable(n_coils)
         if others := self.noise.n_readouts - n_readouts:
@@ -428,12 +431,28 @@ class Collector:
             why = "whiten=off" if self._settings.whiten == "off" else "no noise readouts"
             self._report.say("DBG", f"not whitened: {why}")
             return
+        bandwidth = self._settings.noise_bandwidth or self.sources.header.noise_bandwidth or 1.0
         try:
-            self.whitening = whitening_matrix(self.noise.covariance(n_coils)).to(self._device)
+            covariance = self.noise.covariance(n_coils, dwell_us, bandwidth)
+            self.whitening = whitening_matrix(covariance).to(self._device, torch.complex64)
         except ValueError as error:
             self._report.note(f"{error}: not whitened", each_slice=True)
             return
-        self._report.say("DBG", f"{n_coils} coils whitened by {n_readouts} noise readouts")
+        noise_dwell_us = self.noise.dwell_us(n_coils)
+        scaled = (
+            f"noise of {noise_dwell_us:g} µs scaled to {dwell_us:g} µs, relative bandwidth {bandwidth:g}"
+            if noise_dwell_us and dwell_us > 0
+            else "noise not scaled, its dwell time or that of the data is not known"
+        )
+        self._report.say("DBG", f"{n_coils} coils whitened by {n_readouts} noise readouts; {scaled}")
+        if dropped := dependent_coils(covariance):
+            listed = ", ".join(str(coil) for coil in dropped)
+            self._report.note(
+                f"of {n_coils} coils, {listed} (counted from 0) "
+                f"{'was' if len(dropped) == 1 else 'were'} dropped: without noise of their own, "
+                f"they are dead or copies of others",
+                each_slice=True,
+            )
 
     # --- Train and timepoints ------------------------------------------------------------------
 

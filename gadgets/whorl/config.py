@@ -344,6 +344,7 @@ class Settings:
                 f"expected a T1 that is at least the shortest T2"
             )
         settings._check_signal_model()
+        settings._check_coils()
         if settings.finest_resolution and settings.base_resolution > settings.finest_resolution:
             raise SettingsError(
                 f"base_resolution is {settings.base_resolution}, "
@@ -372,6 +373,44 @@ class Settings:
             raise SettingsError(f"b1_min is {self.b1_min:g}, b1_max is {self.b1_max:g}: expected min < max")
         if self.b1_map and self.b1 == "match":
             raise SettingsError('b1 is "match" and there is a b1_map: expected one of them')
+
+    def _check_coils(self) -> None:
+        self.region_of_interest()
+        if self.rovir_region and self.compression != "rovir":
+            raise SettingsError(
+                f'rovir_region is "{self.rovir_region}", compression is {self.compression}: '
+                f"expected compression=rovir, which alone uses a region"
+            )
+        if self.virtual_coils and self.compression == "off":
+            raise SettingsError(
+                f"virtual_coils is {self.virtual_coils}, compression is off: expected one of them"
+            )
+        if self.coil_maps_file and self.coil_maps != "walsh":
+            raise SettingsError(
+                f"coil_maps is {self.coil_maps} and there is a coil_maps_file: expected one of them"
+            )
+
+    def region_of_interest(self) -> tuple[float, float, float, float]:
+        """Limits (x0, x1, y0, y1) of `rovir_region` as shares of the field of view; all of it if empty.
+
+        Raises
+        ------
+        SettingsError
+            If these are no limits within the field of view.
+        """
+        text = self.rovir_region.replace(",", " ")
+        if not text.strip():
+            return 0.0, 1.0, 0.0, 1.0
+        try:
+            x0, x1, y0, y1 = (float(part) for part in text.split())
+        except ValueError:
+            x0 = x1 = y0 = y1 = 0.0
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise SettingsError(
+                f'property "rovir_region" is "{self.rovir_region}": expected x0 x1 y0 y1 as shares of the '
+                f'field of view, 0 to 1 and rising, for instance "0.1 0.9 0.2 0.8"'
+            )
+        return x0, x1, y0, y1
 
     def flip_factors(self) -> tuple[float, ...]:
         """The factors that `slice_profile` lists; empty if it names a profile.

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.cores import spread
-from whorl.kspace.coils import coil_maps, combine
+from whorl.kspace.coils import coil_maps, combine, compression_matrix
 from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
-from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
+from whorl.kspace.rovir import low_resolution_images, region_energies, rovir_matrix
+from whorl.kspace.slicebuffer import Compress, HeldOut, SubspaceKspace
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
@@ -39,12 +40,16 @@ from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
 from whorl.scan.failure import ScanError
 from whorl.scan.girf import Girf, corrected, read_girf
 from whorl.scan.header import Header
+from whorl.scan.protocol import Sources
 from whorl.scan.trajectory import resolve_units, to_recon_pixels
 
 _logger = logging.getLogger("whorl")
 
 #: Share of the object in which B1 may be taken from the nearest place where it was measured.
 _GUESSED_B1 = 0.05
+#: Readouts of which the virtual coils are chosen by region: enough for a full set of interleaves, whatever
+#: their order.
+ROVIR_BLOCK = 128
 #: Coefficients of which the coil maps are made; weaker ones add noise.
 _CALIBRATING = 3
 
@@ -255,6 +260,47 @@ def _played(
     return played, phase
 
 
+def make_compression(sources: Sources, settings: Settings) -> Compress:
+    """What chooses the virtual coils of a slice."""
+    header, table = sources.header, sources.trajectories
+    V, energy = settings.virtual_coils, settings.coil_energy
+    shape = (header.recon.matrix[1], header.recon.matrix[0])
+    region = settings.region_of_interest()
+
+    def svd(block: Tensor, _: object) -> tuple[Tensor, str]:
+        return compression_matrix(block, V, energy=energy), ""
+
+    def nothing(block: Tensor, _: object) -> tuple[Tensor, str]:
+        return torch.eye(block.shape[1], dtype=block.dtype, device=block.device), ""
+
+    def rovir(block: Tensor, places: Callable[[], NDArray[np.float32]]) -> tuple[Tensor, str]:
+        trajectory = places()
+        if trajectory.shape[-1] not in (2, 3):
+            return (
+                compression_matrix(block, V, energy=energy),
+                "where the first readouts lie is known too late to choose virtual coils by region: "
+                "the strongest ones instead of rovir",
+            )
+        trajectory = trajectory[..., :2]
+        told: str = settings.trajectory_units
+        if told == "auto" and table is not None:
+            told = table.units
+        units = resolve_units(trajectory, header.encoded, told)
+        points = torch.from_numpy(to_recon_pixels(trajectory, units, header.encoded, header.recon))
+        low = low_resolution_images(block, points.to(block.device), shape)
+        if low is None and region != (0, 1, 0, 1):  # what is around the region may be seen all the same
+            low = low_resolution_images(block, points.to(block.device), shape, zoom=1)
+        if low is None:
+            return (
+                compression_matrix(block, V, energy=energy),
+                f"the centre of k-space of the first {len(block)} readouts is not sampled densely enough to "
+                f"tell what lies around the region: the strongest virtual coils instead of rovir",
+            )
+        return rovir_matrix(*region_energies(low, region), V, energy=energy), ""
+
+    return {"svd": svd, "rovir": rovir, "off": nothing}[settings.compression]
+
+
 def has_signal(kspace: SubspaceKspace, encoding: Encoding) -> bool:
     """Whether a slice holds an object: its k-space is denser in the middle than outside, noise is not."""
     power = kspace.bins[:, 0].abs().square().sum(1)  # (I, S), first coefficient
@@ -295,6 +341,8 @@ def reconstruct_slice(
     result = SliceResult(
         SliceMaps(empty, empty, empty, empty, empty if settings.b1 == "match" else None), settings.method
     )
+    if kspace.note:
+        result.remark("degraded", kspace.note)
     if not has_signal(kspace, encoding):
         result.remark("degraded", "the slice has no signal, its maps are zero")
         return result

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from whorl.kspace.coils import coil_maps, combine, compression_matrix, smooth, whitening_matrix
+from whorl.kspace.coils import (
+    NoiseStatistics,
+    coil_maps,
+    combine,
+    compression_matrix,
+    dependent_coils,
+    smooth,
+    whitening_matrix,
+)
 
 
 def random_complex(*shape: int, seed: int = 0, dtype: torch.dtype = torch.complex64) -> Tensor:
@@ -27,17 +35,89 @@ def test_whitening_makes_the_covariance_the_identity(scale: float) -> None:
     assert float((white @ white.mH / 4000 - torch.eye(5)).abs().max()) < 1e-10  # float64 rounding
 
 
-@pytest.mark.parametrize("case", ["dead coil", "two equal coils", "too few samples", "not a number"])
-def test_noise_of_less_rank_than_coils_is_refused(case: str) -> None:
-    noise = random_complex(4, 3 if case == "too few samples" else 500)
+@pytest.mark.parametrize("case", ["dead coil", "hardly alive", "two equal coils", "a sum of others"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_coils_without_noise_of_their_own_are_dropped_and_the_rest_is_whitened(
+    case: str, dtype: torch.dtype
+) -> None:
+    noise = random_complex(5, 5) @ random_complex(5, 500)
+    bad = 3
     if case == "dead coil":
-        noise[2] = 0
+        noise[bad] = 0
+    elif case == "hardly alive":
+        noise[bad] *= 1e-6
     elif case == "two equal coils":
-        noise[3] = 2j * noise[0]
-    elif case == "not a number":
-        noise[1, 7] = float("nan")
-    with pytest.raises(ValueError, match="noise of 4 coils is not positive definite"):
+        noise[bad] = 2j * noise[0]
+    else:
+        noise[bad] = (1 + 0.5j) * noise[0] - 0.7 * noise[2]
+    noise = noise.to(dtype)
+    covariance = noise @ noise.mH / 500
+    assert dependent_coils(covariance) == [bad]
+    matrix = whitening_matrix(covariance)
+    assert matrix.shape == (4, 5)
+    assert not matrix[:, bad].any()
+    white = matrix @ noise
+    # Rounding of single precision, times the condition of the mixing.
+    assert float((white @ white.mH / 500 - torch.eye(4)).abs().max()) < 1e-3
+
+
+def test_weak_and_nearly_equal_coils_are_kept() -> None:
+    noise = random_complex(4, 2000, dtype=torch.complex128)
+    noise[1] *= 1e-4
+    noise[2] = noise[0] + 0.02 * noise[2]  # a share of 4e-4 of its own
+    covariance = noise @ noise.mH / 2000
+    assert dependent_coils(covariance) == []
+    white = whitening_matrix(covariance) @ noise
+    assert float((white @ white.mH / 2000 - torch.eye(4)).abs().max()) < 1e-6  # float64 rounding
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_noise_that_is_none_is_refused(value: float) -> None:
+    noise = random_complex(4, 500)
+    if value == 0:
+        noise = noise * 0
+    else:
+        noise[1, 7] = value
+    with pytest.raises(ValueError, match="noise of 4 coils has variances of"):
         whitening_matrix(noise @ noise.mH / noise.shape[1])
+
+
+@pytest.mark.parametrize("dwell_us", [1.25, 10.0])
+@pytest.mark.parametrize("bandwidth", [1.0, 0.8])
+def test_noise_is_scaled_to_the_dwell_time_of_the_data(dwell_us: float, bandwidth: float) -> None:
+    """A receiver with noise of spectral density N per µs samples a variance of N / dwell."""
+    mixing = random_complex(3, 3, dtype=torch.complex128)
+    density = mixing @ mixing.mH
+    statistics = NoiseStatistics()
+    for n, noise_dwell_us in enumerate((5.0, 2.5, 5.0)):
+        # The filters of the receiver take a share of the noise of its own readouts.
+        sd = np.sqrt(bandwidth / noise_dwell_us)
+        noise = sd * mixing @ random_complex(3, 40_000 + n, dtype=torch.complex128)
+        statistics.add(noise.numpy().astype(np.complex64), noise_dwell_us)
+    assert statistics.n_usable(3) == 3
+    assert statistics.dwell_us(3) == 5.0
+    found = statistics.covariance(3, dwell_us, bandwidth)
+    # 120 000 samples: 0.3 % of the largest variance.
+    assert float((found - density / dwell_us).abs().max()) < 0.015 * float(density.abs().max()) / dwell_us
+    white = whitening_matrix(found) @ mixing @ random_complex(3, 50_000, dtype=torch.complex128)
+    white = white / dwell_us**0.5
+    # Variance 1 for each complex sample, not for real and imaginary part each.
+    assert float((white @ white.mH / 50_000 - torch.eye(3)).abs().max()) < 0.03
+
+
+@pytest.mark.parametrize("odd", [0.0, -2.0, float("nan"), float("inf")])
+def test_noise_of_no_known_dwell_time_is_not_scaled(odd: float) -> None:
+    noise = random_complex(2, 50).numpy()
+    plain, mixed, other = NoiseStatistics(), NoiseStatistics(), NoiseStatistics()
+    plain.add(noise, odd)
+    for dwell_us in (4.0, odd):
+        mixed.add(noise, dwell_us)
+    other.add(noise, 4.0)
+    expected = noise @ noise.conj().T / 50
+    for statistics in (plain, mixed):
+        assert statistics.dwell_us(2) == 0
+        np.testing.assert_allclose(statistics.covariance(2, 1.0, 0.5).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(other.covariance(2, odd, 0.5).numpy(), expected, rtol=1e-5)
 
 
 def test_compression_keeps_the_strongest_directions() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kspace.spirals import complex_normal, orthonormal_basis
 from whorl.kspace.coils import compression_matrix, whitening_matrix
 from whorl.kspace.slicebuffer import (
+    Compress,
     Interleaves,
     SliceBuffer,
     SubspaceKspace,
@@ -26,6 +27,10 @@ T, K, C, S = 150, 3, 5, 9
 CPU = torch.device("cpu")
 #: timepoint and interleaf of each readout; interleaves grow, number 3 is never visited.
 ORDER = [(t, min(t // 20, 6) + (1 if t // 20 >= 3 else 0)) for t in range(T - 11)]
+
+
+def strongest(n_virtual: int) -> Compress:
+    return lambda block, places: (compression_matrix(block, n_virtual), "")
 
 
 def place(heads: NDArray[np.void]) -> NDArray[np.int64]:
@@ -104,7 +109,7 @@ def run(path: Any, order: list[tuple[int, int]], **options: Any) -> SubspaceKspa
     buffer = SliceBuffer(
         readout(0, samples(0)),
         options.get("whitening"),
-        options.get("n_virtual", C),
+        strongest(options.get("n_virtual", C)),
         CPU,
         keep_held=options.get("keep_held", False),
     )
@@ -154,7 +159,7 @@ def test_what_has_no_timepoint_is_not_used() -> None:
 
 
 def test_timepoints_are_remembered_with_their_data() -> None:
-    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU)
     for t in (4, 9):
         buffer.add(readout(t, samples(t)), 0, None, digest(readout(t, samples(t))))
     buffer.number_timepoints(np.array([4, -1]))
@@ -167,7 +172,7 @@ def test_timepoints_are_remembered_with_their_data() -> None:
 def test_parts_are_as_if_each_had_come_alone(count: int) -> None:
     # Of two repetitions that came as one, with the compression that the first readouts chose.
     first, second = ORDER[:count], ORDER[20 : 20 + count]
-    buffer = SliceBuffer(readout(0, samples(0)), None, 3, CPU, keep_held=True)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(3), CPU, keep_held=True)
     turns = [*first, *second]
     for t, i in turns:
         buffer.add(readout(t, samples(t)), i, None, digest(readout(t, samples(t))))
@@ -184,7 +189,7 @@ def test_parts_are_as_if_each_had_come_alone(count: int) -> None:
 
 
 def test_interleaves_may_be_told_with_the_timepoints() -> None:
-    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU)
     basis = orthonormal_basis(T, K)
     for t, _ in ORDER[:70]:
         buffer.add(readout(t, samples(t)), 0, None, t)
@@ -197,7 +202,10 @@ def test_interleaves_may_be_told_with_the_timepoints() -> None:
 @pytest.mark.parametrize("path", [raw, folded])
 def test_the_receiver_is_brought_into_the_frame_of_the_signal(path: Any) -> None:
     # With data y exp(-i delta) of a receiver that is off by delta, the factors exp(i delta) give those of y.
-    basis, buffer = orthonormal_basis(T, K), SliceBuffer(readout(0, samples(0)), None, C, CPU, keep_held=True)
+    basis, buffer = (
+        orthonormal_basis(T, K),
+        SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU, keep_held=True),
+    )
     delta = np.random.default_rng(2).uniform(-3, 3, T)
     for t, i in ORDER:
         off = samples(t) * np.complex64(np.exp(-1j * delta[t]))
@@ -223,6 +231,45 @@ def test_data_are_turned_by_interleaf_and_sample() -> None:
     for n, i in enumerate(result.held.interleaf.tolist()):
         torch.testing.assert_close(turned.held.readouts[n], result.held.readouts[n] * factor[i])
     assert torch.equal(turned.gram, result.gram)
+
+
+@PATHS
+@pytest.mark.parametrize("dead", [False, True], ids=["all alive", "one dead"])
+def test_the_matrix_of_all_readouts_is_handed_over(path: Any, dead: bool) -> None:
+    mixing = complex_normal(C, 3 * C, seed=5)
+    if dead:
+        mixing[2] = 0
+    whitening = whitening_matrix(mixing @ mixing.conj().T)
+    result = run(path, ORDER, whitening=whitening, n_virtual=3)
+    torch.testing.assert_close(result.matrix, first_block_matrix(whitening, 3))
+    assert result.matrix.shape == (3, C)
+    assert bool((result.matrix[:, 2] == 0).all()) == dead
+    check(result, ORDER, orthonormal_basis(T, K), result.matrix)
+
+
+@pytest.mark.parametrize(("block", "chosen"), [(64, 64), (100, 100), (500, len(ORDER))])
+def test_who_chooses_the_coils_gets_the_first_block_and_its_trajectories(block: int, chosen: int) -> None:
+    calls: list[tuple[Tensor, NDArray[np.float32]]] = []
+    own = complex_normal(2, C, seed=9)
+
+    def compress(first: Tensor, places: Callable[[], NDArray[np.float32]]) -> tuple[Tensor, str]:
+        calls.append((first.clone(), places()))
+        return own, "not as asked for"
+
+    basis = orthonormal_basis(T, K)
+    buffer = SliceBuffer(readout(0, samples(0)), None, compress, CPU, block=block)
+    for t, i in ORDER:
+        trajectory = np.full((S, 2), i, np.float32)
+        one = Readout(readout(t, samples(t)).head, trajectory, samples(t))
+        buffer.add(one, buffer.interleaves.number(trajectory), t, t)
+        buffer.fold(basis)
+    result = buffer.finish(basis)
+    ((first, trajectories),) = calls
+    assert torch.equal(first, torch.from_numpy(np.stack([samples(t) for t, _ in ORDER[:chosen]])))
+    assert trajectories.shape == (chosen, S, 2)
+    assert trajectories[:, 0, 0].tolist() == [i for _, i in ORDER[:chosen]]
+    assert (result.note, result.scaled(2).note) == ("not as asked for",) * 2
+    assert torch.equal(result.matrix, own)
 
 
 def test_interleaves_are_told_apart_by_their_places() -> None:
@@ -311,7 +358,7 @@ def test_a_tenth_is_scattered_and_always_the_same() -> None:
 def test_of_a_short_train_none_are_held_out(n_timepoints: int) -> None:
     assert len(held_timepoints(n_timepoints)) == 0
     basis = orthonormal_basis(n_timepoints, 1)
-    buffer = SliceBuffer(readout(0, samples(0)), None, C, CPU, keep_held=True)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU, keep_held=True)
     for t in range(n_timepoints):
         buffer.add(readout(t, samples(t)), 0, t, t)
     assert buffer.finish(basis).held is None

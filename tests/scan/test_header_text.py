@@ -21,6 +21,22 @@ def test_the_header_of_a_real_scan(scan: Scan) -> None:
         assert (header.n_timepoints_announced, header.n_slices_announced) == (120, 1)
         assert len(header.flip_deg) == 120
         assert header.ti_ms == (20,)
+        assert header.noise_bandwidth == 1
+
+
+_BANDWIDTH = b"<relativeReceiverNoiseBandwidth>1.0</relativeReceiverNoiseBandwidth>"
+
+
+@pytest.mark.parametrize(
+    ("text", "bandwidth"),
+    [(b" 0.79\n", 0.79), (b"", 0), (b"wide", 0), (b"-1", 0), (b"nan", 0), (b"1e9", 0), (b"1e999", 0)],
+    ids=str,
+)
+def test_the_noise_bandwidth_never_stops_a_scan(scan: Scan, text: bytes, bandwidth: float) -> None:
+    assert _BANDWIDTH in scan.header
+    said = scan.header.replace(_BANDWIDTH, _BANDWIDTH.replace(b"1.0", text))
+    assert read_header(said).noise_bandwidth == bandwidth
+    assert read_header(scan.header.replace(_BANDWIDTH, b"")).noise_bandwidth == 0
 
 
 @pytest.mark.parametrize(

@@ -381,11 +381,48 @@ def test_a_noise_readout_that_is_not_finite_is_dropped(scan: Scan) -> None:
     assert "not finite" in result.said
 
 
-def test_a_dead_coil_is_said(scan: Scan) -> None:
+@pytest.mark.parametrize("case", ["dead", "copy"])
+def test_a_dead_coil_or_a_copy_is_dropped_and_said(scan: Scan, case: str) -> None:
+    without = scan.copy()
+    for n in range(len(scan.heads)):
+        scan.data[n][2] = 0 if case == "dead" else 2j * scan.data[n][0]
+        without.data[n] = np.delete(without.data[n], 2, axis=0)
+    without.heads["active_channels"] = 3
+    result, expected = scan.run(), without.run()
+    assert_degraded(result, "of 4 coils, 2 (counted from 0) was dropped")
+    assert "4 coils whitened by 4 noise readouts" in result.said
+    # As if that coil had not been there, but for rounding.
+    assert_close(result, expected, share=0.999)
+
+
+def test_all_coils_dead(scan: Scan) -> None:
     for n in range(4):
-        scan.data[n][2] = 0
-    result = scan.run()
-    assert_degraded(result, "not positive definite", "not whitened")
+        scan.data[n][:] = 0
+    assert_degraded(scan.run(), "noise of 4 coils has variances of 0 to 0", "not whitened")
+
+
+def m0_slope(result: Result) -> float:
+    return float(result.of("M0").meta["RescaleSlope"])
+
+
+def test_whitening_knows_the_bandwidth_of_noise_and_data(scan: Scan, untouched: Result) -> None:
+    # In units of the noise the data double where the noise has a fourth of its variance.
+    slope = m0_slope(untouched)
+    noise = np.arange(4)
+    scan.heads["sample_time_us"][noise] /= 4
+    dwell_us = float(scan.heads["sample_time_us"][-1])
+    faster = scan.copy().run()
+    assert m0_slope(faster) == pytest.approx(2 * slope, rel=1e-3)
+    assert f"noise of {dwell_us / 4:g} µs scaled to {dwell_us:g} µs, relative bandwidth 1" in faster.said
+    narrow = scan.copy().run(noise_bandwidth=0.64)
+    assert m0_slope(narrow) == pytest.approx(2 * 0.8 * slope, rel=1e-3)
+    told = scan.copy()
+    told.header = told.header.replace(b"Bandwidth>1.0<", b"Bandwidth>0.64<")
+    assert m0_slope(told.run()) == pytest.approx(2 * 0.8 * slope, rel=1e-3)
+    scan.heads["sample_time_us"][noise] = 0
+    unknown = scan.run()
+    assert m0_slope(unknown) == pytest.approx(slope, rel=1e-3)
+    assert "noise not scaled" in unknown.said
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e5], ids="{:g}".format)

@@ -73,7 +73,7 @@ def test_parts_are_joined_or_not_as_the_property_says(scan: Scan, untouched: Res
         "slice 0 failed: the unit of the trajectory is not clear" in scan.copy().run(adc_segments="off").said
     )
     # By arrival nothing else tells the parts from timepoints: only the property does.
-    with pytest.raises(ScanError, match="parts of one ADC or timepoints.*adc_segments to join or off"):
+    with pytest.raises(ScanError, match=r"parts of one ADC or timepoints.*adc_segments to join or off"):
         scan.copy().run(timepoint="arrival")
     result = scan.run(timepoint="arrival", adc_segments="join")
     np.testing.assert_array_equal(result.of("T1").data, untouched.of("T1").data)

@@ -5,12 +5,32 @@ Letters: C coils, V virtual coils, S samples, Y X pixels, K coefficients.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: Numbers of coils that are kept apart: one is the scan's, the others are damaged readouts.
 _COIL_NUMBERS = 4
+#: What takes longer from one sample to the next is no dwell time.
+_LONGEST_DWELL_US = 1e6
+#: Variance relative to the largest one, below which a coil is dead.
+_DEAD = 1e-10
+#: Share of a coil's variance that it must have for itself: below lies the rounding of a covariance in
+#: single precision, and what noise readouts of a few hundred samples cannot tell.
+_OWN = 1e-5
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Noise readouts of one number of coils: ``Σ n nᴴ``, as if all had the dwell time of the first."""
+
+    total: NDArray[np.complex128]
+    dwell_us: float
+    samples: int = 0
+    n_readouts: int = 0
 
 
 class NoiseStatistics:
@@ -22,39 +42,96 @@ class NoiseStatistics:
 
     def __init__(self) -> None:
         self.n_readouts = 0
-        # By number of coils: sum of n nᴴ, samples, readouts.
-        self._sums: dict[int, tuple[np.ndarray, int, int]] = {}
+        self._sums: dict[int, _Sum] = {}  # by number of coils
 
-    def add(self, noise: np.ndarray) -> None:
-        """Count one readout `(C, S)`."""
+    def add(self, noise: NDArray[np.complex64], dwell_us: float) -> None:
+        """Count one readout `(C, S)`; a dwell time of 0, or one that cannot be, is not known."""
         self.n_readouts += 1
         C, S = noise.shape
         if C not in self._sums and len(self._sums) == _COIL_NUMBERS:
             return
-        total, samples, n = self._sums.get(C, (np.zeros((C, C), dtype=np.complex128), 0, 0))
-        self._sums[C] = (total + noise @ noise.conj().T, samples + S, n + 1)
+        dwell_us = dwell_us if 0 < dwell_us < _LONGEST_DWELL_US else 0.0
+        # A linear copy of other coils is told by what is left of it, which single precision would hide.
+        samples = noise.astype(np.complex128)
+        product = samples @ samples.conj().T
+        known = self._sums.setdefault(C, _Sum(np.zeros_like(product), dwell_us))
+        if dwell_us and known.dwell_us:
+            product *= dwell_us / known.dwell_us
+        else:
+            known.dwell_us = 0.0
+        known.total += product
+        known.samples += S
+        known.n_readouts += 1
 
     def n_usable(self, n_coils: int) -> int:
         """Readouts with this number of coils."""
-        return self._sums[n_coils][2] if n_coils in self._sums else 0
+        return self._sums[n_coils].n_readouts if n_coils in self._sums else 0
 
-    def covariance(self, n_coils: int) -> Tensor:
-        """Covariance `(C, C)` of `n_coils` coils.
+    def dwell_us(self, n_coils: int) -> float:
+        """Time between two samples of the noise of `n_coils` coils; 0 if a readout does not say it."""
+        return self._sums[n_coils].dwell_us if n_coils in self._sums else 0.0
+
+    def covariance(self, n_coils: int, dwell_us: float = 0.0, bandwidth: float = 1.0) -> Tensor:
+        """Covariance `(C, C)` of the noise of readouts with another dwell time: ``mean(n nᴴ)`` of complex
+        samples.
+
+        White noise that a receiver samples has a variance in proportion to its bandwidth, the inverse of
+        the dwell time. The noise readouts have a little less, by the share of the band that the receiver's
+        filters let through. Whitened by this, the imaging noise has variance 1 for each complex sample;
+        Gadgetron's prewhitening differs by a factor √2 (variance 1 for real and imaginary part each).
+
+        Parameters
+        ----------
+        dwell_us
+            Of the readouts that are to be whitened; 0: not known. Then, and if that of the noise is not
+            known, the covariance is that of the noise readouts.
+        bandwidth
+            Of the receiver's noise relative to the inverse of the dwell time.
 
         Raises
         ------
         ValueError
             If there are fewer than four samples for each coil.
+
+        References
+        ----------
+        Kellman & McVeigh, Magn Reson Med 54:1439 (2005), doi:10.1002/mrm.20713 (noise bandwidth).
         """
-        total, samples, _ = self._sums.get(n_coils, (np.zeros((n_coils, n_coils)), 0, 0))
-        if samples < 4 * n_coils:
-            raise ValueError(f"the noise readouts hold {samples} usable samples for {n_coils} coils")
-        return torch.from_numpy((total / samples).astype(np.complex64))
+        known = self._sums.get(n_coils)
+        if known is None or known.samples < 4 * n_coils:
+            n_samples = known.samples if known else 0
+            raise ValueError(f"the noise readouts hold {n_samples} usable samples for {n_coils} coils")
+        scale = 1.0
+        if known.dwell_us and 0 < dwell_us < _LONGEST_DWELL_US:
+            scale = known.dwell_us / dwell_us / bandwidth
+        return torch.from_numpy(known.total * (scale / known.samples))
+
+
+def dependent_coils(covariance: Tensor) -> list[int]:
+    """Coils that cannot be whitened: dead ones, and linear copies of coils before them.
+
+    Parameters
+    ----------
+    covariance
+        `(C, C)` Hermitian.
+    """
+    left = covariance.to(torch.complex128).clone()
+    variance = left.diagonal().real.clone()
+    dead = ~(variance > _DEAD * variance.max())
+    dropped = []
+    # Cholesky's elimination: the diagonal holds what a coil has that those before it lack.
+    for coil in range(len(left)):
+        own = left[coil, coil].real
+        if bool(dead[coil]) or not bool(own > _OWN * variance[coil]):
+            dropped.append(coil)
+            continue
+        left -= torch.outer(left[:, coil], left[coil]) / own
+    return dropped
 
 
 def whitening_matrix(covariance: Tensor) -> Tensor:
-    """`(C, C)` matrix that makes noise of this covariance white with variance 1: the inverse
-    Cholesky factor.
+    """`(V, C)` matrix that makes noise of this covariance white with variance 1: the inverse
+    Cholesky factor of the V coils that are alive and no copies; the others have weight 0.
 
     Parameters
     ----------
@@ -64,25 +141,26 @@ def whitening_matrix(covariance: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the covariance is not positive definite (a dead coil, or fewer noise samples than coils).
+        If the covariance is not finite, or no coil has any noise.
 
     References
     ----------
     Pruessmann et al., Magn Reson Med 46:638 (2001), doi:10.1002/mrm.1241.
     """
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    scale = covariance.diagonal().real
-    # What a coil has of its own must stand out from the rounding of the covariance, which hides that
-    # one coil is a copy of others.
-    rounding = 16 * len(covariance) * torch.finfo(scale.dtype).eps
-    least = torch.maximum(rounding * scale, 1e-10 * scale.max())
-    if int(info) or not bool((factor.diagonal().real.square() > least).all()):
+    C = len(covariance)
+    variance = covariance.diagonal().real
+    finite = bool(torch.isfinite(torch.view_as_real(covariance)).all())
+    if not finite or not bool((variance > 0).any()):
         raise ValueError(
-            f"the noise of {len(covariance)} coils is not positive definite "
-            f"(variances {float(scale.min()):.3g} to {float(scale.max()):.3g})"
+            f"the noise of {C} coils has variances of {float(variance.min()):.3g} to "
+            f"{float(variance.max()):.3g}: expected finite ones, and more than 0"
         )
-    white: Tensor = torch.linalg.solve_triangular(
-        factor, torch.eye(len(covariance), dtype=factor.dtype, device=factor.device), upper=False
+    dropped = dependent_coils(covariance)
+    kept = [coil for coil in range(C) if coil not in dropped]
+    factor = torch.linalg.cholesky(covariance[kept][:, kept])
+    white = torch.zeros((len(kept), C), dtype=covariance.dtype, device=covariance.device)
+    white[:, kept] = torch.linalg.solve_triangular(
+        factor, torch.eye(len(kept), dtype=factor.dtype, device=factor.device), upper=False
     )
     return white
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.kspace.accumulate import fold, fold_gram
-from whorl.kspace.coils import compression_matrix
 from whorl.scan.readout import Flag, Readout
 
-#: Readouts that are compressed together; their energies choose the virtual coils of the slice.
-_BLOCK = 64
+#: Readouts that are compressed together.
+BLOCK = 64
+#: Chooses the virtual coils of a slice: from its first block `(R, C, S)`, whitened, and what gives the
+#: trajectories `(R, S, D)` of these readouts, a matrix `(V, C)`; and what could not be made as asked for.
+Compress = Callable[[Tensor, Callable[[], NDArray[np.float32]]], tuple[Tensor, str]]
 
 
 def digest(readout: Readout) -> int:
@@ -110,6 +113,10 @@ class SubspaceKspace:
         `(I, K, K)` complex64: ``Σ conj(u_t) u_tᵀ`` by interleaf.
     interleaves
         `(I,)` numbers of the interleaves that were visited, in `Interleaves`.
+    matrix
+        `(V, C)`: whitening and compression of the scan's coils to the virtual ones.
+    note
+        What in that could not be made as asked for; empty if all could.
     held
         Some of the readouts by themselves, as well; ``None`` if none were to be kept.
     """
@@ -117,6 +124,8 @@ class SubspaceKspace:
     bins: Tensor
     gram: Tensor
     interleaves: NDArray[np.int64]
+    matrix: Tensor
+    note: str = ""
     held: HeldOut | None = None
 
     def turned(self, phase: Tensor) -> SubspaceKspace:
@@ -145,32 +154,36 @@ class SliceBuffer:
     first
         The slice's first imaging readout: its size is that of all others.
     whitening
-        `(C, C)` or ``None``.
-    n_virtual
-        Virtual coils V; 0: by energy.
+        `(C', C)` or ``None``; C' is smaller than C where coils are dead.
+    compress
+        Chooses the virtual coils of the slice.
     device
         Where the compressed data live.
     keep_held
         Whether a tenth of the readouts is also kept by itself.
+    block
+        Readouts that are compressed together; the first ones choose the virtual coils.
     """
 
     def __init__(
         self,
         first: Readout,
         whitening: Tensor | None,
-        n_virtual: int,
+        compress: Compress,
         device: torch.device,
         *,
         keep_held: bool = False,
+        block: int = BLOCK,
     ) -> None:
         C, S = first.data.shape
         self.head: np.void = first.head.copy()
-        self._staging = np.empty((_BLOCK, C, S), dtype=np.complex64)
+        self._staging = np.empty((block, C, S), dtype=np.complex64)
         self._staged = 0
         self._whitening = whitening
-        self._n_virtual = n_virtual
+        self._choose = compress
         self._device = device
         self._matrix: Tensor | None = None  # whitening and compression in one, (V, C)
+        self._note = ""
         self._rows: list[Tensor] = []  # blocks (R, V, S) that are not folded yet
         self._heads: list[np.void] = []  # of rows and staged readouts whose timepoint is not known yet
         self._digests: list[int] = []  # of the same
@@ -232,7 +245,7 @@ class SliceBuffer:
         else:
             self._timepoint.append(timepoint)
             self.seen[timepoint] = its_digest
-        if self._staged == _BLOCK:
+        if self._staged == len(self._staging):
             self._compress()
 
     def number_timepoints(
@@ -269,7 +282,7 @@ class SliceBuffer:
             buffer = copy.copy(self)
             buffer._staging = np.empty_like(self._staging)
             buffer.head = heads[chosen[0]].copy()
-            buffer._rows = list(torch.split(rows[torch.from_numpy(chosen)], _BLOCK))
+            buffer._rows = list(torch.split(rows[torch.from_numpy(chosen)], BLOCK))
             buffer._heads = [heads[n] for n in chosen]
             buffer._digests = [self._digests[n] for n in chosen]
             buffer._interleaf = [self._interleaf[n] for n in chosen]
@@ -285,7 +298,13 @@ class SliceBuffer:
         block = torch.from_numpy(self._staging[: self._staged]).to(self._device)
         if self._matrix is None:
             white = block if self._whitening is None else self._whitening.to(block) @ block
-            compression = compression_matrix(white, self._n_virtual)
+            numbers = np.array(self._interleaf[-self._staged :], dtype=np.int64)
+            nowhere = np.zeros(
+                (len(white), white.shape[2], 0), dtype=np.float32
+            )  # as long as it is not known
+            compression, self._note = self._choose(
+                white, lambda: self.interleaves.stack(numbers) if len(self.interleaves) else nowhere
+            )
             self._matrix = compression if self._whitening is None else compression @ self._whitening.to(block)
         self._rows.append(self._matrix @ block)
         self._staged = 0
@@ -340,6 +359,7 @@ class SliceBuffer:
         self.fold(basis, receiver)
         assert self._bins is not None
         assert self._gram is not None
+        assert self._matrix is not None
         visited = torch.nonzero(self._gram.diagonal(dim1=1, dim2=2).abs().sum(1) > 0)[:, 0]
         bins, gram = self._bins, self._gram
         if len(visited) < len(bins):
@@ -349,4 +369,4 @@ class SliceBuffer:
             readouts, timepoint, interleaf = (torch.cat(parts) for parts in zip(*self._held, strict=True))
             # Numbers of interleaves become places among those that were visited.
             held = HeldOut(readouts, timepoint, torch.searchsorted(visited, interleaf))
-        return SubspaceKspace(bins, gram, visited.cpu().numpy(), held)
+        return SubspaceKspace(bins, gram, visited.cpu().numpy(), self._matrix, self._note, held)

@@ -18,6 +18,8 @@ _BOUND = ("experimentalConditions", "encoding", "sequenceParameters")
 REPETITIONS = ("average", "contrast", "phase", "repetition", "set")
 #: Beyond it a number of single precision is infinite.
 _LARGEST = 3e38
+#: Receivers have a relative noise bandwidth of 0.8 or so.
+_WIDEST = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Header:
     `n_slices_announced`, `n_arms_announced` and `n_segments_announced` are the limits of slice,
     kspace_encoding_step_1 and segment plus one, or 0 if the header has none; `limits` those of counters that
     may number repetitions. `encoding` is the place of the encoding that is read, of `n_encodings`.
+    `noise_bandwidth` is that of the receiver's noise relative to the inverse of the dwell time; 0 if the
+    header has no plausible one.
     """
 
     encoded: Space
@@ -56,6 +60,7 @@ class Header:
     limits: Mapping[str, int] = field(default_factory=dict)
     encoding: int = 0
     n_encodings: int = 1
+    noise_bandwidth: float = 0.0
 
 
 def read_header(xml: bytes | str) -> Header:
@@ -69,6 +74,7 @@ def read_header(xml: bytes | str) -> Header:
     root = header_root(xml)
     try:
         protocol_name = root.findtext("{*}measurementInformation/{*}protocolName", "").strip()
+        bandwidth = root.findtext("{*}acquisitionSystemInformation/{*}relativeReceiverNoiseBandwidth", "")
         for element in [e for e in root if e.tag.rpartition("}")[2] not in _BOUND]:
             root.remove(element)
         document = ismrmrd.xsd.CreateFromDocument(ET.tostring(root))
@@ -115,7 +121,17 @@ def read_header(xml: bytes | str) -> Header:
         limits={name: announced(name) for name in REPETITIONS},
         encoding=encodings.index(encoding),
         n_encodings=len(encodings),
+        noise_bandwidth=_noise_bandwidth(bandwidth),
     )
+
+
+def _noise_bandwidth(text: str) -> float:
+    """It scales the noise and no map: what cannot be one is taken as if the header had none."""
+    try:
+        bandwidth = float(text)
+    except ValueError:
+        return 0.0
+    return bandwidth if 0 < bandwidth <= _WIDEST else 0.0
 
 
 def header_root(xml: bytes | str) -> ET.Element:

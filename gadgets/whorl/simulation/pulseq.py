@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Played:
     matrix: int
 
 
-def read_played(path: str | Path) -> Played:
+def read_played(path: str | os.PathLike[str]) -> Played:
     """Read a file of one slice: noise ADCs, an inversion, then one ADC after each excitation.
 
     Raises

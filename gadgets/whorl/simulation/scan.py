@@ -75,8 +75,8 @@ class Layout:
     attached
         Whether the trajectory is attached to each readout.
     told
-        Whether the train is told: in lists of the header and in `user_int`. If not, the header has values of a
-        protocol, as that of a Pulseq scan.
+        Whether the train is told: in lists of the header and in `user_int`. If not, the header has values of
+        a protocol, as that of a Pulseq scan.
     noise_flagged
         Whether the noise readouts are flagged. If not, the counters run through them too.
     numbered
@@ -185,7 +185,7 @@ def simulate(
     girf: str | os.PathLike[str] | None = None,
     noise_covariance: NDArray[Any] | None = None,
     noise_dwell_us: float | None = None,
-    layout: Layout = Layout(),  # noqa: B008 - frozen
+    layout: Layout = Layout(),
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Simulate a spiral MRF scan and write it as an MRD file with its truth.
@@ -255,8 +255,8 @@ def simulate(
         Pulseq file, whose train, trajectory, noise prescans, matrix and field of view take the place of
         `timepoints`, `interleaves`, `order`, `readout_ms`, `train`, `matrix` and `fov_mm`; see `read_played`.
     girf
-        File (.npy) with the impulse response of the gradient system, see `whorl.simulation.gradients.play`. The
-        file holds the nominal trajectory.
+        File (.npy) with the impulse response of the gradient system, see `whorl.simulation.gradients.play`.
+        The scan holds the nominal trajectory.
     noise_covariance
         `(C, C)` of the coils' noise, in any unit; `noise` is the mean over the coils. Random if None.
     noise_dwell_us
@@ -335,7 +335,7 @@ def simulate(
         noise_covariance = np.asarray(noise_covariance, dtype=np.complex128)
         if noise_covariance.shape != (coils, coils):
             raise ValueError(
-                f"noise_covariance has shape {noise_covariance.shape}: expected {(coils, coils)}, one for each coil"
+                f"noise_covariance has shape {noise_covariance.shape}: expected {(coils, coils)}"
             )
     arms = interleaf_order(order, timepoints, interleaves) if file is None else file.arms
     if phantom == "nist":
