@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ismrmrd
@@ -22,6 +23,7 @@ from torch import Tensor
 from whorl.collecting import HARMLESS, Collector, Part, Report
 from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
+from whorl.kspace.coilmaps import read_external_maps
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.logs import current_scan
 from whorl.maps.images import ImageMaker, Provenance
@@ -111,6 +113,7 @@ class _Scan:
         self._images = ImageMaker(self._header.recon, settings.output_dtype)
         pulse_shape(settings)  # what cannot be read shall not wait for the train
         self._b1_map = read_b1_map(settings.b1_map) if settings.b1_map else None
+        self._coil_maps = read_external_maps(settings.coil_maps_file) if settings.coil_maps_file else None
         self._encoder = Encoder(self._header, settings, self._device, report.say)
         self._protocol: Protocol | None = None
         self._delivered = 0
@@ -198,7 +201,8 @@ class _Scan:
             settings = self._settings
             deadline = arrived + settings.deadline_s if settings.deadline_s else None
             field = self._b1_map.on_slice(part.slice_number, encoding.shape) if self._b1_map else None
-            result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline, field)
+            maps = partial(self._coil_maps.on_slice, part.slice_number) if self._coil_maps else None
+            result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline, field, maps)
             if self._b1_map and field is None:
                 result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
             if T < _SHORT_TRAIN:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.cores import spread
-from whorl.kspace.coils import coil_maps, combine, compression_matrix
+from whorl.kspace.coilmaps import maps_from_centre
+from whorl.kspace.coils import combine, compression_matrix
 from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
 from whorl.kspace.rovir import low_resolution_images, region_energies, rovir_matrix
@@ -317,6 +318,7 @@ def reconstruct_slice(
     settings: Settings,
     deadline: float | None,
     b1: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None,
+    maps: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SliceResult:
     """From subspace k-space to maps.
 
@@ -330,6 +332,9 @@ def reconstruct_slice(
         Time (`time.monotonic`) after which the low-rank maps are taken.
     b1
         Known transmit field and where it was measured, both `(Y, X)`; see `whorl.scan.transmit`.
+    maps
+        Coil maps from elsewhere: of the matrix `(V, C)` of the virtual coils and of coil images
+        `(K, V, Y, X)`; see `whorl.kspace.coilmaps.ExternalMaps`.
     """
     clock = _Clock()
     # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
@@ -346,7 +351,10 @@ def reconstruct_slice(
     if not has_signal(kspace, encoding):
         result.remark("degraded", "the slice has no signal, its maps are zero")
         return result
-    images, mask, refit = subspace_images(kspace, encoding, dictionary, settings, deadline, result, clock)
+    given = None if maps is None else partial(maps, kspace.matrix)
+    images, mask, refit = subspace_images(
+        kspace, encoding, dictionary, settings, deadline, result, clock, given
+    )
     if not bool(mask.any()):
         result.remark("degraded", "no object stands out of the slice, its maps are zero")
         return result
@@ -393,10 +401,11 @@ def subspace_images(
     deadline: float | None,
     result: SliceResult,
     clock: _Clock,
+    given: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Callable[[Watch], InrFit] | None]:
     """Subspace images `(K, Y, X)`, the object's mask `(Y, X)`, and what repeats the fit of an INR.
 
-    A fall-back is remarked in `result`.
+    A fall-back is remarked in `result`; `given` makes coil maps, see `slice_data`.
     """
     held = None if settings.method == "lowrank" else kspace.held
     bins, gram = kspace.bins, kspace.gram
@@ -409,7 +418,7 @@ def subspace_images(
         settings.method == "inr" and (settings.start, settings.head) == ("adjoint", "image")
     )
     form = "gram" if unused else settings.normal
-    data, mask = slice_data(bins, gram, encoding, energies, form, settings.nufft)
+    data, mask = slice_data(bins, gram, encoding, energies, form, settings.nufft, settings.coil_maps, given)
     # What is not to be judged is made of all readouts.
     whole = data
     if held is not None:
@@ -453,14 +462,30 @@ def subspace_images(
         result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
         result.method = "lowrank"
         if held is not None:  # with coil maps of all readouts, as if it had been asked for
-            whole, mask = slice_data(kspace.bins, kspace.gram, encoding, energies, "gram", settings.nufft)
+            whole, mask = slice_data(
+                kspace.bins,
+                kspace.gram,
+                encoding,
+                energies,
+                "gram",
+                settings.nufft,
+                settings.coil_maps,
+                given,
+            )
         images = methods.lowrank(whole).coefficients
     clock.lap("fit")
     return images, mask, refit
 
 
 def slice_data(
-    bins: Tensor, gram: Tensor, encoding: Encoding, energies: Tensor, form: str, backend: str
+    bins: Tensor,
+    gram: Tensor,
+    encoding: Encoding,
+    energies: Tensor,
+    form: str,
+    backend: str,
+    maps: str = "walsh",
+    given: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[SliceData, Tensor]:
     """What each method starts from, and the object's mask `(Y, X)` (that of the data is wider).
 
@@ -472,11 +497,16 @@ def slice_data(
         `(K,)` in the dictionary, relative to the first.
     form, backend
         Of the normal operator, and the NUFFT for its kernel; see `whorl.recon.normal.make_normal`.
+    maps
+        How coil maps are made, see `whorl.kspace.coilmaps.maps_from_centre`.
+    given
+        Coil maps from elsewhere, for coil images `(K, C, Y, X)`.
     """
     coil_images = adjoint_coil_images(bins, encoding.dcf, encoding.nufft)  # (K, C, Y, X)
     told_apart = regress_interleaves(bins, gram, energies)
     clean = adjoint_coil_images(told_apart, encoding.dcf, encoding.nufft)
-    csm = coil_maps(clean[:_CALIBRATING])
+    estimate = partial(maps_from_centre, method=maps)
+    csm = estimate(clean[:_CALIBRATING]) if given is None else given(clean)
     calibrated = combine(clean, csm)
     mask = object_mask(calibrated, energies)
     around = widen(mask, 2)
@@ -484,7 +514,8 @@ def slice_data(
     normal = make_normal(
         gram, encoding.dcf, csm, encoding.points, encoding.nufft, around, form=form, backend=backend
     )
-    return SliceData(coil_images, normal, calibrated, around, energies, is_real(gram)), mask
+    again = None if given is not None else estimate
+    return SliceData(coil_images, normal, calibrated, around, energies, is_real(gram), again), mask
 
 
 class Judge:

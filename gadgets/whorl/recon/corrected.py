@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from whorl.kspace.coils import coil_maps, combine, smooth
+from whorl.kspace.coils import combine, smooth
 from whorl.recon.slicedata import SliceData
 
 #: Width in pixels within which the object's phase is taken to be smooth.
@@ -128,7 +128,7 @@ def refine(start: Start) -> Start:
     inside = data.mask.to(start.z.dtype)
     missed = data.coil_images - data.normal.coil_images(estimate)
     corrected = estimate[:, None] * data.normal.csm + inside * missed  # (K, C, Y, X)
-    csm = coil_maps(corrected)
+    csm = data.normal.csm if data.estimate_maps is None else data.estimate_maps(corrected)
     images = combine(corrected, csm)
     together = smooth((start.z * images).sum(0)[None], _PHASE_SIGMA)[0]
     phase = torch.polar(torch.ones_like(together.real), together.angle())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from whorl.kspace.coils import combine
+from whorl.kspace.coils import coil_maps, combine
 from whorl.recon.inr import InrFit, Watch
 from whorl.recon.normal import Normal
 
@@ -34,6 +34,8 @@ class SliceData:
         `(K,)`: energy of each coefficient in the dictionary, relative to the first.
     real_basis
         Whether the temporal basis is real, so that the coefficients of a voxel share one phase.
+    estimate_maps
+        Makes coil maps `(C, Y, X)` of better coil images `(K, C, Y, X)`; ``None``: the maps are given.
     """
 
     coil_images: Tensor
@@ -42,6 +44,7 @@ class SliceData:
     mask: Tensor
     energies: Tensor
     real_basis: bool = True
+    estimate_maps: Callable[[Tensor], Tensor] | None = coil_maps
 
     @property
     def x0(self) -> Tensor:

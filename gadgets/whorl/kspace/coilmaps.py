@@ -1,0 +1,267 @@
+"""Coil sensitivity maps: from the centre of k-space, or from a file.
+
+Letters: K coefficients, C coils, V virtual coils, Z slices, Y X pixels, H W pixels at low resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whorl.kspace.coils import coil_maps, smooth
+from whorl.scan.failure import ScanError
+
+#: Edge of the low-resolution images: of 256 pixels, k-space up to an eighth of its edge.
+_LOW = 0.25
+#: Smallest such image, below which nothing is gained.
+_SMALLEST = 24
+#: Neighbourhood of Walsh's covariance in pixels of the full matrix, and of the smoothing by a body coil.
+_SIGMA = 4.0
+#: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
+#: power iterations.
+_CALIBRATION, _KERNEL, _THRESHOLD, _ITERATIONS = 20, 5, 0.02, 12
+#: Largest file of maps.
+_LARGEST_BYTES = 1 << 31
+
+
+def low_resolution(images: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Images of the centre of k-space, apodised so that little rings.
+
+    Parameters
+    ----------
+    images
+        Complex `(..., Y, X)`; pixel j lies at ``j - n // 2``.
+    shape
+        (H, W), at most (Y, X).
+
+    Returns
+    -------
+    Tensor
+        `(..., H, W)` of the same field of view and the same values.
+    """
+    Y, X = images.shape[-2:]
+    H, W = shape
+    spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, dim=(-2, -1))), dim=(-2, -1))
+    top, left = Y // 2 - H // 2, X // 2 - W // 2
+    centre = spectrum[..., top : top + H, left : left + W]
+    window = _hann(H, images).reshape(-1, 1) * _hann(W, images)
+    low = torch.fft.ifft2(torch.fft.ifftshift(centre * window, dim=(-2, -1)))
+    return torch.fft.fftshift(low, dim=(-2, -1)) * (H * W / (Y * X))
+
+
+def _hann(n: int, like: Tensor) -> Tensor:
+    k = torch.arange(n, device=like.device) - n // 2
+    window: Tensor = torch.cos(torch.pi * k / (n + 2)).square().to(like.real.dtype)
+    return window
+
+
+def enlarge(images: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The same field of view with more pixels, linear between them: `(..., H, W)` to `(..., Y, X)`."""
+    rows, columns = (_linear(n, m, images) for n, m in zip(shape, images.shape[-2:], strict=True))
+    return rows @ images @ columns.T
+
+
+def _linear(n: int, m: int, like: Tensor) -> Tensor:
+    """`(n, m)` matrix that interpolates m pixels at n; beyond the outermost ones their value counts."""
+    place = (torch.arange(n, device=like.device) - n // 2) * (m / n) + m // 2
+    place = place.clamp(0, m - 1)
+    below = place.floor().long().clamp_max(m - 2)
+    part = place - below
+    matrix = torch.zeros((n, m), device=like.device)
+    matrix.scatter_(1, below[:, None], (1 - part)[:, None])
+    matrix.scatter_(1, below[:, None] + 1, part[:, None])
+    return matrix.to(like.dtype)
+
+
+def _unit(maps: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(maps, dim=0)
+    unit: Tensor = maps / norm.clamp_min(1e-30)
+    return unit
+
+
+def maps_from_centre(coil_images: Tensor, method: str = "walsh") -> Tensor:
+    """Coil maps `(C, Y, X)` from the centre of k-space of subspace images `(K, C, Y, X)`.
+
+    Parameters
+    ----------
+    coil_images
+        Of all coils; weak coefficients add noise only.
+    method
+        ``walsh``: adaptive combination (`whorl.kspace.coils.coil_maps`). ``espirit``: the eigenvectors of the
+        calibration matrix of the first coefficient (SigPy), and Walsh's where those find no signal.
+
+    Returns
+    -------
+    Tensor
+        Unit norm over the coils; the phase is that of `whorl.kspace.coils.coil_maps`.
+
+    References
+    ----------
+    Uecker et al., Magn Reson Med 71:990 (2014), doi:10.1002/mrm.24751 (ESPIRiT).
+    """
+    shape = coil_images.shape[-2], coil_images.shape[-1]
+    size = max(_SMALLEST, round(_LOW * shape[0])), max(_SMALLEST, round(_LOW * shape[1]))
+    size = min(size[0], shape[0]), min(size[1], shape[1])
+    low = low_resolution(coil_images, size)
+    sigma = _SIGMA * min(size[0] / shape[0], size[1] / shape[1])
+    maps = coil_maps(low, sigma=sigma)
+    if method == "espirit":
+        maps = _espirit(low[0], maps)
+    return _unit(enlarge(maps, shape))
+
+
+def _espirit(images: Tensor, otherwise: Tensor) -> Tensor:
+    """ESPIRiT maps `(C, H, W)` of coil images, with the phase of others, which count where it finds none."""
+    from sigpy.mri.app import EspiritCalib
+
+    axes = (-2, -1)
+    kspace = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, dim=axes)), dim=axes)
+    width = min(_CALIBRATION, *images.shape[-2:])
+    found = EspiritCalib(
+        kspace.cpu().numpy() / float(kspace.abs().max().clamp_min(1e-30)),
+        calib_width=width,
+        thresh=_THRESHOLD,
+        kernel_width=_KERNEL,
+        crop=0.8,
+        max_iter=_ITERATIONS,
+        show_pbar=False,
+    ).run()
+    maps = torch.from_numpy(np.asarray(found)).to(otherwise)
+    # SigPy's phase is that of the first coil, which may be dark somewhere.
+    overlap = (maps.conj() * otherwise).sum(0)
+    maps = maps * (overlap / overlap.abs().clamp_min(1e-30))
+    there = torch.linalg.vector_norm(maps, dim=0) > 0.5
+    return torch.where(there, maps, otherwise)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExternalMaps:
+    """Maps of another scan, or an image of the body coil that they are made with.
+
+    Parameters
+    ----------
+    csm
+        Complex `(Z, C, Y, X)`, or ``None``.
+    body
+        Complex `(Z, Y, X)`, or ``None``.
+    source
+        The file.
+    """
+
+    csm: NDArray[np.complex64] | None
+    body: NDArray[np.complex64] | None
+    source: str
+
+    def on_slice(self, number: int, matrix: Tensor, coil_images: Tensor) -> Tensor:
+        """Maps `(V, Y, X)` of a slice's virtual coils.
+
+        Parameters
+        ----------
+        number
+            Of the slice; one slice in the file stands for all.
+        matrix
+            `(V, C)`: whitening and compression of the coils.
+        coil_images
+            `(K, V, Y, X)` of the slice, for maps by the body coil: smoothed first coefficient of each coil
+            over that of the body coil.
+
+        Returns
+        -------
+        Tensor
+            Unit norm over the coils where they see something, 0 elsewhere.
+
+        Raises
+        ------
+        ScanError
+            If the file lacks the slice, or has other coils.
+        """
+        shape = coil_images.shape[-2], coil_images.shape[-1]
+        values = self.csm if self.csm is not None else self.body
+        assert values is not None
+        if not (len(values) == 1 or number < len(values)):
+            raise ScanError(
+                f"the coil maps {self.source} have {len(values)} slices, and none for slice {number}: "
+                f"expected one for each, or one for all"
+            )
+        one = torch.from_numpy(values[0 if len(values) == 1 else number]).to(matrix.device)
+        if self.csm is not None:
+            if one.shape[0] != matrix.shape[1]:
+                raise ScanError(
+                    f"the coil maps {self.source} have {one.shape[0]} coils, the scan has {matrix.shape[1]}: "
+                    f"expected the same"
+                )
+            maps = torch.einsum("vc,cyx->vyx", matrix, _resized(one, shape))
+        else:
+            body = _resized(one[None], shape)[0]
+            power = smooth(body.abs().square()[None].to(coil_images.dtype), _SIGMA)[0].real
+            relative = smooth(coil_images[0] * body.conj(), _SIGMA)
+            maps = relative / power.clamp_min(1e-6 * power.max())
+        norm = torch.linalg.vector_norm(maps, dim=0)
+        seen: Tensor = maps / norm.clamp_min(1e-30) * (norm > 1e-6 * norm.max())
+        return seen
+
+
+def _resized(images: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Images `(C, H, W)` over the same field of view on another matrix."""
+    return images if tuple(images.shape[-2:]) == shape else enlarge(images, shape)
+
+
+def read_external_maps(path: str) -> ExternalMaps:
+    """Read the file of property ``coil_maps_file``.
+
+    `.npz` or `.h5` with an array `csm` `(C, Y, X)` or `(Z, C, Y, X)`, or `body` `(Y, X)` or `(Z, Y, X)`;
+    `.npy` with the former. Any matrix over the reconstructed field of view.
+
+    Raises
+    ------
+    ScanError
+        If the file cannot be read or has no such array.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if not Path(path).is_file() or size > _LARGEST_BYTES:
+            raise ValueError(f"it is no file of at most {_LARGEST_BYTES >> 20} MiB")
+        names = ("csm", "body")
+        with Path(path).open("rb") as file:
+            if file.read(8) == b"\x89HDF\r\n\x1a\n":
+                # By a descriptor of its own: see h5py issue 2920.
+                with h5py.File(file, "r") as hdf5:
+                    found, there = {n: np.asarray(hdf5[n][()]) for n in names if n in hdf5}, list(hdf5)
+            else:
+                file.seek(0)
+                loaded = np.load(file, allow_pickle=False)
+                if isinstance(loaded, np.lib.npyio.NpzFile):
+                    with loaded:
+                        found, there = {n: loaded[n] for n in names if n in loaded.files}, loaded.files
+                else:
+                    found, there = {"csm": loaded}, ["csm"]
+    except Exception as error:  # a foreign file may raise whatever its reader comes across
+        # numpy takes what it does not know for a pickle, and advises to load it all the same.
+        why = "it holds no arrays of numbers" if "pickle" in str(error) else str(error)
+        raise ScanError(f"the coil maps {path} cannot be read as .npy, .npz or .h5: {why}") from error
+    if len(found) != 1:
+        raise ScanError(
+            f"the coil maps {path} have {', '.join(there) or 'nothing'}: expected an array csm "
+            f"(slices, coils, y, x), or body (slices, y, x)"
+        )
+    ((name, values),) = found.items()
+    wanted = 4 if name == "csm" else 3
+    if values.ndim == wanted - 1:
+        values = values[None]
+    if values.ndim != wanted or min(values.shape) < 1 or min(values.shape[-2:]) < 2:
+        raise ScanError(
+            f"{name} of the coil maps {path} has shape {values.shape}: expected "
+            f"{'(slices, coils, y, x)' if name == 'csm' else '(slices, y, x)'}"
+        )
+    if values.dtype.kind not in "fciu" or not np.isfinite(values).all():
+        raise ScanError(f"{name} of the coil maps {path} is not of finite numbers: expected complex ones")
+    if not values.any():
+        raise ScanError(f"{name} of the coil maps {path} is 0 throughout: expected what the coils see")
+    own = values.astype(np.complex64)
+    return ExternalMaps(own if name == "csm" else None, own if name == "body" else None, path)
