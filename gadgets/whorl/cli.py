@@ -319,6 +319,47 @@ def compare(scan: Path, output: Path, config: Path | None, assignments: tuple[st
     sys.exit(code)
 
 
+@main.command("inspect")
+@click.argument("scan", type=_existing)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page of text.")
+@click.option("--png", type=_output, help="Draw trajectory, order and point-spread function into a file.")
+@_config
+@_assign
+def inspect_scan(
+    scan: Path, as_json: bool, png: Path | None, config: Path | None, assignments: tuple[str, ...]
+) -> None:
+    """Say what a scan contains, where that was found, what would be done, and what is missing.
+
+    Exit codes: 0 nothing is wrong; 1 nothing can be reconstructed; 3 something is missing or doubtful.
+    """
+    import json
+
+    from whorl.doors.files import open_scan
+    from whorl.inspection import inspect
+
+    properties = _properties(config, assignments)
+    settings = Settings.from_properties(properties)
+    if png is not None:
+        from whorl.inspection_figure import check_installed
+
+        try:
+            check_installed()
+        except ImportError as error:
+            raise click.ClickException(f"{error}: pip install 'whorl-mrf[demo]'") from error
+    with open_scan(scan) as source:
+        found = inspect(source.opening.header.rstrip(b"\0"), source.readouts(), settings)
+    click.echo(json.dumps(found.as_json(), indent=2) if as_json else found.text())
+    if png is not None:
+        from whorl.inspection_figure import draw
+
+        if found.figure is None:
+            click.echo("whorl: no picture: no slice could be collected", err=True)
+        else:
+            draw(found.figure, found.order, scan.name, png)
+            click.echo(f"picture in {png}", err=True)
+    sys.exit(found.exit_code)
+
+
 @main.group()
 def dictionary() -> None:
     """Build, show and plot the dictionary of a scan; clear the cache.

@@ -21,7 +21,7 @@ from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.physics.dictionary import Dictionary
-from whorl.recon.pointspread import OrderCheck, check_order
+from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.reconstruction import Encoder, Encoding, is_tuned, reconstruct_slice
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
@@ -81,6 +81,25 @@ class SliceSummary:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FigureData:
+    """What a picture of the trajectory is made of.
+
+    Parameters
+    ----------
+    points
+        `(I, S, 2)` in cycles per pixel.
+    interleaf
+        `(R,)` interleaf of each readout of a slice, in their order.
+    spread
+        `(Y, X)`: magnitude of the point-spread function of white matter, relative to its peak.
+    """
+
+    points: NDArray[np.float32]
+    interleaf: NDArray[np.int64]
+    spread: NDArray[np.float32]
+
+
 @dataclass(slots=True)
 class Inspection:
     """What was found; see the fields' names. `exit_code` is that of the reconstruction that would follow."""
@@ -93,7 +112,7 @@ class Inspection:
     warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    figure: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]] | None = None
+    figure: FigureData | None = None
 
     @property
     def exit_code(self) -> int:
@@ -214,7 +233,8 @@ class _Inspector:
             if encoding.phase is not None:
                 kspace = kspace.turned(encoding.phase)
             if self.found.order is None:
-                self._look_at_order(kspace.gram, encoding, kspace.bins.shape[2])
+                n_virtual = kspace.bins.shape[2]
+                self._look_at_order(kspace.gram, encoding, n_virtual, kspace.interleaves, buffer.order)
             lowrank = replace(self.settings, method="lowrank", b1="nominal")
             result = reconstruct_slice(kspace, encoding, dictionary, lowrank, None)
             notes = list(result.notes)
@@ -252,7 +272,14 @@ class _Inspector:
             variance = float((power / energy.clamp_min(1e-12)).median())
         return float((variance * (weights * gram[:, 0, 0].real).sum()).sqrt())
 
-    def _look_at_order(self, gram: Tensor, encoding: Encoding, n_virtual: int) -> None:
+    def _look_at_order(
+        self,
+        gram: Tensor,
+        encoding: Encoding,
+        n_virtual: int,
+        interleaves: NDArray[np.int64],
+        order: list[int],
+    ) -> None:
         assert self._dictionary is not None
         assert self._protocol is not None
         points = encoding.points.reshape(*encoding.dcf.shape, 2)
@@ -261,11 +288,18 @@ class _Inspector:
         )
         if self.found.order.biased:
             self.found.warnings.append(self.found.order.warning())
-        visits = gram.diagonal(dim1=1, dim2=2).real.sum(1)
         self.found.items.append(
             Item("interleaves", f"{len(gram)} distinct, {encoding.dcf.shape[1]} samples", "readouts")
         )
-        self.found.figure = (points.numpy(), encoding.dcf.numpy(), visits.numpy())
+        image = torch.linalg.vector_norm(
+            spread(gram, encoding.dcf, encoding.nufft, white_matter(self._dictionary)), dim=0
+        )
+        places = {number: n for n, number in enumerate(interleaves.tolist())}
+        self.found.figure = FigureData(
+            points.numpy(),
+            np.array([places[i] for i in order if i in places], dtype=np.int64),
+            (image / image.max()).numpy(),
+        )
         C = len(self.collector.whitening) if self.collector.whitening is not None else 0
         white = f"whitened by {self.collector.noise.n_readouts} noise readouts, " if C else "not whitened, "
         settings = self.settings

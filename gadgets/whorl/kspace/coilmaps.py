@@ -52,7 +52,8 @@ def low_resolution(images: Tensor, shape: tuple[int, int]) -> Tensor:
     centre = spectrum[..., top : top + H, left : left + W]
     window = _hann(H, images).reshape(-1, 1) * _hann(W, images)
     low = torch.fft.ifft2(torch.fft.ifftshift(centre * window, dim=(-2, -1)))
-    return torch.fft.fftshift(low, dim=(-2, -1)) * (H * W / (Y * X))
+    scaled: Tensor = torch.fft.fftshift(low, dim=(-2, -1)) * (H * W / (Y * X))
+    return scaled
 
 
 def _hann(n: int, like: Tensor) -> Tensor:

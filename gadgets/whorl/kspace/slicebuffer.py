@@ -188,6 +188,8 @@ class SliceBuffer:
         self._heads: list[np.void] = []  # of rows and staged readouts whose timepoint is not known yet
         self._digests: list[int] = []  # of the same
         self._interleaf: list[int] = []
+        #: Interleaf of each readout, in order of arrival.
+        self.order: list[int] = []
         self._timepoint: list[int] = []  # -1: not used
         self.seen: dict[int, int] = {}  # timepoint -> digest of its data
         self._bins: Tensor | None = None
@@ -239,6 +241,7 @@ class SliceBuffer:
         self._n_flags += last
         self.flagged = last and self._n_flags == 1
         self._interleaf.append(interleaf)
+        self.order.append(interleaf)
         if timepoint is None:
             self._heads.append(readout.head.copy())
             self._digests.append(its_digest)
@@ -260,6 +263,7 @@ class SliceBuffer:
                 self.seen[t] = its_digest
         if interleaf is not None:
             self._interleaf[len(self._timepoint) :] = interleaf.tolist()
+            self.order = list(self._interleaf)
         self._timepoint.extend(timepoint.tolist())
         self._heads.clear()
         self._digests.clear()
@@ -286,6 +290,7 @@ class SliceBuffer:
             buffer._heads = [heads[n] for n in chosen]
             buffer._digests = [self._digests[n] for n in chosen]
             buffer._interleaf = [self._interleaf[n] for n in chosen]
+            buffer.order = list(buffer._interleaf)
             buffer._timepoint, buffer._held, buffer.seen = [], [], {}
             buffer.n_arrived = len(chosen)
             buffers.append(buffer)

@@ -164,7 +164,7 @@ def check_order(
         found = match(torch.stack([g @ c for g in seen]), dictionary)
         t1, t2 = (values[1:] / values[0] - 1 for values in (found.t1_ms, found.t2_ms))
         bias.append(TissueBias(name, float(t1.mean()), float(t2.mean()), float(t2[t2.abs().argmax()])))
-    c = _coefficients(dictionary, *TISSUES[0][1:])
+    c = white_matter(dictionary)
     point = spread(gram, dcf, nufft, c)
     added = torch.linalg.vector_norm(point - spread(mean.expand_as(gram), dcf, nufft, c), dim=0)
     peak = torch.linalg.vector_norm(point[:, Y // 2, X // 2])
@@ -173,6 +173,11 @@ def check_order(
     near = torch.where((distance > 1.5) & (distance <= _NEAR), added, 0)
     place = int(near.argmax())
     return OrderCheck(float(near.flatten()[place] / peak), float(distance.flatten()[place]), tuple(bias))
+
+
+def white_matter(dictionary: Dictionary) -> Tensor:
+    """Coefficients of white matter, `(K,)`."""
+    return _coefficients(dictionary, *TISSUES[0][1:])
 
 
 def _coefficients(dictionary: Dictionary, t1_ms: float, t2_ms: float) -> Tensor:
