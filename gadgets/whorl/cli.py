@@ -224,7 +224,10 @@ _SIMULATION = (
     click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate."),
     click.option("--timepoints", default=500, help="Pulses of the train."),
     click.option(
-        "--order", type=click.Choice(["golden", "sequential"]), default="golden", help="Of the interleaves."
+        "--order",
+        type=click.Choice(["golden", "sequential", "golden-angle"]),
+        default="golden",
+        help="Of the interleaves; golden-angle: each timepoint has its own.",
     ),
     click.option("--noise", default=1e-3, help="SD of the noise, relative to the largest sample."),
     click.option("--matrix", default=256, help="Pixels along one side."),
@@ -277,11 +280,31 @@ def _simulated(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--interleaves", default=96, help="Rotations of the spiral that fill k-space.")
 @click.option("--coils", default=8, help="Receive coils.")
 @click.option("--slices", default=1, help="Slices.")
-def simulate(output: Path, **options: Any) -> None:
+@click.option("--sequence", type=_existing, help="Pulseq file with train, trajectory and matrix.")
+@click.option(
+    "--layout",
+    type=click.Choice(["reference", "pulseq"]),
+    default="reference",
+    help="What the file says: all; or as a Pulseq scan, no train, no trajectory, noise not flagged.",
+)
+@click.option("--girf", type=_existing, help="Gradient impulse response (.npy) that the spirals go through.")
+@click.option("--noise-correlation", default=-1.0, metavar="R", help="Of any two coils; -1: random.")
+@click.option(
+    "--noisy-coil", default=1.0, metavar="F", help="SD of the first coil's noise, relative to others."
+)
+@click.option("--noise-dwell", "noise_dwell_us", type=float, metavar="US", help="Of the noise readouts.")
+def simulate(output: Path, layout: str, noise_correlation: float, noisy_coil: float, **options: Any) -> None:
     """Write a simulated scan (MRD) with its ground truth."""
+    from whorl.simulation.scan import PULSEQ, correlated_noise
     from whorl.simulation.scan import simulate as run
 
+    if layout == "pulseq":
+        options["layout"] = PULSEQ
     try:
+        if noise_correlation >= 0 or noisy_coil != 1:
+            options["noise_covariance"] = correlated_noise(
+                options["coils"], max(noise_correlation, 0.0), noisy_coil
+            )
         run(output, **options, progress=lambda text: click.echo(text, err=True))
     except ValueError as error:
         raise click.UsageError(str(error)) from error

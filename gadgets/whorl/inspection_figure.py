@@ -77,7 +77,8 @@ def draw(data: FigureData, order: OrderCheck | None, title: str, path: Path) -> 
     figure.colorbar(image, ax=spot, label="dB")
     said = ""
     if order is not None:
-        said = f"\nthe order adds up to {order.side_lobe:.1%}, {order.side_lobe_pixels:.0f} pixels away"
+        lobe = f"{order.side_lobe:.1%}, {order.side_lobe_pixels:.0f} pixels away"
+        said = f"\nthe order adds up to {lobe}"
     spot.set(xlabel="x (pixels)", ylabel="y (pixels)", title=f"A point of white matter in x0{said}")
 
     figure.savefig(path)

@@ -683,6 +683,33 @@ def _noise_covariance(coils: int, rng: np.random.Generator) -> NDArray[np.comple
     return result
 
 
+def correlated_noise(coils: int, correlation: float, noisy: float = 1.0) -> NDArray[np.complex128]:
+    """Covariance `(C, C)` of coils of which any two are correlated alike, and the first is noisier.
+
+    Parameters
+    ----------
+    correlation
+        0 to less than 1; its phase differs from pair to pair.
+    noisy
+        SD of the first coil relative to the others.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range.
+    """
+    if not 0 <= correlation < 1:
+        raise ValueError(f"noise_correlation is {correlation:g}: expected 0 to less than 1")
+    if not (noisy > 0 and math.isfinite(noisy)):
+        raise ValueError(f"noisy_coil is {noisy:g}: expected a positive number")
+    turns = np.exp(2.4j * np.arange(coils))
+    gains = np.ones(coils)
+    gains[0] = noisy
+    alike = (1 - correlation) * np.eye(coils) + correlation * np.outer(turns, turns.conj())
+    result: NDArray[np.complex128] = gains[:, None] * alike * gains
+    return result
+
+
 def _noise(
     mixing: NDArray[np.complex128], shape: tuple[int, int, int], rng: np.random.Generator
 ) -> NDArray[np.complex64]:
