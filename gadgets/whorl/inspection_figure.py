@@ -62,7 +62,8 @@ def draw(data: FigureData, order: OrderCheck | None, title: str, path: Path) -> 
     degrees = np.rad2deg(np.arctan2(last[:, 1], last[:, 0])) % 360
     turn.plot(degrees, ".", color="#1f4e79", markersize=5)
     turn.set(
-        xlabel="readout", ylabel="angle of the last sample (degrees)", ylim=(0, 360), yticks=range(0, 361, 60),
+        xlabel="readout", ylabel="angle of the last sample (degrees)", ylim=(0, 360),
+        yticks=range(0, 361, 60),
         title=f"Order of the interleaves (first {len(degrees)} readouts)",
     )  # fmt: skip
 

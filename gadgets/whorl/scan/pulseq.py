@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -220,6 +221,7 @@ def _read(path: str) -> Any:
                 raise ValueError("it has no blocks")
         except Exception as error:  # a malformed file raises whatever its reader comes across
             why = str(error) or type(error).__name__
+            traceback.clear_frames(error.__traceback__)  # they hold the open file
             raise ScanError(f"{path} cannot be read as a Pulseq file: {why}") from error
     return sequence
 
@@ -326,11 +328,12 @@ def _flip(rf: Any) -> tuple[float, float]:
     The angle of a pulse whose phase is modulated (adiabatic) has no meaning; its largest turn counts.
     """
     signal, times = np.asarray(rf.signal), np.asarray(rf.t, dtype=float)
-    steps = np.gradient(times) if len(times) > 1 else np.array([float(rf.shape_dur)])
-    # Samples stand for raster intervals around them; a time shape has the corners of a polygon.
-    uniform = len(times) > 1 and np.ptp(np.diff(times)) < _TIME
-    integral = (signal * steps).sum() if uniform or len(times) == 1 else np.trapezoid(signal, times)
-    area, sweep = abs(integral), np.abs(signal * steps).sum()
+    if len(times) > 1 and times[0] < _TIME:  # a time shape: the corners of a polygon, from its start on
+        integral, sweep = np.trapezoid(signal, times), np.trapezoid(np.abs(signal), times)
+    else:  # in the middle of raster intervals
+        step = times[1] - times[0] if len(times) > 1 else float(rf.shape_dur)
+        integral, sweep = signal.sum() * step, np.abs(signal).sum() * step
+    area = abs(integral)
     strongest = signal[np.argmax(np.abs(signal))] if len(signal) else 0.0
     phase = np.rad2deg(float(rf.phase_offset))
     shape = np.rad2deg(np.angle(integral)) if area > 0.1 * sweep else np.rad2deg(np.angle(strongest))

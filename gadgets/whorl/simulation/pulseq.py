@@ -74,7 +74,9 @@ def read_played(path: str | os.PathLike[str]) -> Played:
         for number in sequence.block_events:
             block = sequence.get_block(number)
             if block.rf is not None:
-                area = np.sum(block.rf.signal) * sequence.rf_raster_time
+                # On a fine raster, whether the file has samples or the corners of a polygon.
+                fine = (np.arange(20_000) + 0.5) / 20_000 * block.rf.shape_dur
+                area = np.interp(fine, block.rf.t, block.rf.signal).mean() * block.rf.shape_dur
                 if block.rf.use in ("inversion", "i"):
                     inverted.append(now + block.rf.delay + block.rf.center)
                 else:

@@ -706,8 +706,7 @@ def correlated_noise(coils: int, correlation: float, noisy: float = 1.0) -> NDAr
     gains = np.ones(coils)
     gains[0] = noisy
     alike = (1 - correlation) * np.eye(coils) + correlation * np.outer(turns, turns.conj())
-    result: NDArray[np.complex128] = gains[:, None] * alike * gains
-    return result
+    return np.asarray(gains[:, None] * alike * gains, dtype=np.complex128)
 
 
 def _noise(
