@@ -107,10 +107,12 @@ def join_segments(readouts: Iterable[Readout], n_parts: int = 0) -> Iterator[Rea
         pieces, parts = parts, []
         if len(pieces) == 1:
             return pieces[0]
+        pieces = [trimmed(piece) for piece in pieces]
         head = pieces[0].head.copy()
         head["flags"] = np.bitwise_or.reduce([p.head["flags"] for p in pieces])
         data = np.concatenate([p.data for p in pieces], axis=1)
         head["number_of_samples"] = data.shape[1]
+        head["discard_pre"] = head["discard_post"] = 0
         return Readout(head, np.concatenate([p.trajectory for p in pieces]), data)
 
     def follows(readout: Readout) -> bool:
@@ -138,9 +140,7 @@ def join_segments(readouts: Iterable[Readout], n_parts: int = 0) -> Iterator[Rea
                 n_parts = 0 if n_parts == 1 else n_parts  # there are more parts than was thought
             yield readout
             continue
-        piece = kept(trimmed(readout))
-        piece.head["discard_pre"] = piece.head["discard_post"] = 0
-        parts.append(piece)
+        parts.append(kept(readout))
         if len(parts) == n_parts:
             yield joined()
     if parts:
@@ -236,4 +236,4 @@ class Placed:
             if places is None:
                 # Dropped and counted as of the wrong size: its arm number is damaged, or the table too short.
                 places = np.zeros((0, 2))
-            yield Readout(readout.head, places.astype(np.float32), readout.data)
+            yield Readout(readout.head, places.astype(np.float32), readout.data, placed=True)

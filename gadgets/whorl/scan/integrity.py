@@ -52,12 +52,13 @@ def trimmed(readout: Readout) -> Readout:
     last = max(first, readout.data.shape[1] - int(readout.head["discard_post"]))
     if first == 0 and last == readout.data.shape[1]:
         return readout
-    return Readout(readout.head, readout.trajectory[first:last], readout.data[:, first:last])
+    places, data = readout.trajectory[first:last], readout.data[:, first:last]
+    return Readout(readout.head, places, data, readout.placed)
 
 
 def kept(readout: Readout) -> Readout:
     """A copy that outlives the receive buffer."""
-    return Readout(readout.head.copy(), readout.trajectory.copy(), readout.data.copy())
+    return Readout(readout.head.copy(), readout.trajectory.copy(), readout.data.copy(), readout.placed)
 
 
 _Shape = tuple[tuple[int, ...], tuple[int, ...]]

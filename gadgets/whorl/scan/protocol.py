@@ -80,7 +80,8 @@ class Sources:
 
     def with_first(self, readout: Readout) -> Sources:
         """The same after the first imaging readout: what it carries counts, unless it is to be replaced."""
-        if self.trajectories is None or self.replaces or not readout.trajectory.shape[1]:
+        attached = readout.trajectory.shape[1] > 0 and not readout.placed
+        if self.trajectories is None or self.replaces or not attached:
             return self
         return replace(self, trajectories=None, by_timepoint=False)
 

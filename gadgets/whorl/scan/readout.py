@@ -64,11 +64,14 @@ class Readout:
         `(S, D)` float32 in the unit of the sender; `D` is 0 where none is attached.
     data
         `(C, S)` complex64, arbitrary unit.
+    placed
+        Whether the trajectory did not come with the data.
     """
 
     head: np.void
     trajectory: NDArray[np.float32]
     data: NDArray[np.complex64]
+    placed: bool = False
 
     @property
     def flags(self) -> int:

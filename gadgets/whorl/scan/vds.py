@@ -153,7 +153,7 @@ def trajectories_from_header(xml: bytes, rotation_deg: float = 0.0) -> Trajector
     """
     root = header_root(xml)
     found: dict[str, float] = {}
-    places = [*root.iter("{*}trajectoryDescription"), *root.findall("{*}userParameters")]
+    places = [*root.findall(".//{*}trajectoryDescription"), *root.findall("{*}userParameters")]
     identified = False
     for place in places:
         identified |= place.findtext("{*}identifier", "").strip() == _IDENTIFIER
