@@ -65,7 +65,7 @@ class SliceSummary:
         Timepoints that came, and those of a whole slice.
     snr
         Median over the object of the first subspace image of x0 relative to its noise; ``None`` if there is
-        no object.
+        no object. Without noise readouts the edge of k-space tells the noise, and this is a lower bound.
     object_share
         Share of the image that the object fills.
     status, notes
@@ -159,7 +159,8 @@ class Inspection:
         if self.slices:
             yield from ("", "Slices")
             for one in self.slices:
-                snr = "no object" if one.snr is None else f"SNR {one.snr:.0f}, object {one.object_share:.0%}"
+                least = "" if self.noise is not None else "at least "
+                snr = f"SNR {least}{one.snr:.0f}, object {one.object_share:.0%}" if one.snr else "no object"
                 notes = f": {'; '.join(one.notes)}" if one.notes else ""
                 came = f"{one.n_readouts} of {one.n_expected} readouts"
                 yield f"  {one.name}: {came}, {snr}, {one.status}{notes}"

@@ -1,0 +1,215 @@
+"""Coil maps from the centre of k-space and from files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kspace.spirals import complex_normal
+from scan_edit import Result, Scan, assert_close
+from whorl.kspace.coilmaps import (
+    ExternalMaps,
+    enlarge,
+    low_resolution,
+    maps_from_centre,
+    read_external_maps,
+)
+from whorl.scan.failure import ScanError
+
+K, C, SHAPE = 3, 5, (90, 101)
+
+
+def places(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """y and x of the pixels, in fields of view, 0 in the middle."""
+    y, x = ((torch.arange(n) - n // 2) / n for n in shape)
+    return torch.meshgrid(y, x, indexing="ij")
+
+
+def smooth_maps(shape: tuple[int, int]) -> Tensor:
+    """`(C, Y, X)`, unit norm, each with a phase of its own."""
+    y, x = places(shape)
+    angle = 2 * np.pi * torch.arange(C) / C
+    away = (x - 0.6 * torch.cos(angle)[:, None, None]) ** 2 + (y - 0.6 * torch.sin(angle)[:, None, None]) ** 2
+    turn = 1.5 * (x * torch.sin(angle)[:, None, None] + y) + angle[:, None, None]
+    maps = torch.polar(torch.exp(-1.5 * away), turn)
+    return maps / torch.linalg.vector_norm(maps, dim=0)
+
+
+def scene(shape: tuple[int, int], noise: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Coil images `(K, C, Y, X)` of an ellipse with structure, and where it is."""
+    y, x = places(shape)
+    inside = (x / 0.33) ** 2 + (y / 0.4) ** 2 < 1
+    images = torch.stack([(1 + 0.4 * torch.sin(20 * x + k)) * (k + 1) ** -1.5 for k in range(K)]) * inside
+    clean = images[:, None] * smooth_maps(shape)
+    return clean + noise * complex_normal(K, C, *shape, seed=3), inside
+
+
+def overlap(maps: Tensor, true: Tensor, inside: Tensor) -> Tensor:
+    """Share of the signal that a combination by `maps` keeps, in each pixel of the object."""
+    return (maps.conj() * true).sum(0).abs()[inside]
+
+
+@pytest.mark.parametrize("shape", [(60, 61), (61, 60)])
+def test_the_centre_of_kspace_is_the_same_field_of_view(shape: tuple[int, int]) -> None:
+    y, x = places(shape)
+    slow = torch.exp(2j * np.pi * (2 * x - y)) + 0.3
+    small = low_resolution(slow[None], (16, 17))[0]
+    y, x = places((16, 17))
+    wave = torch.exp(2j * np.pi * (2 * x - y))
+    factor = np.cos(np.pi * 1 / 18) ** 2 * np.cos(np.pi * 2 / 19) ** 2  # of the apodisation
+    torch.testing.assert_close(small, factor * wave + 0.3, atol=2e-6, rtol=0)
+    back = enlarge(torch.ones(1, 16, 17, dtype=torch.complex64), shape)
+    torch.testing.assert_close(back, torch.ones(1, *shape, dtype=torch.complex64))
+
+
+def test_pixels_between_those_of_low_resolution_are_linear() -> None:
+    y, x = places((16, 17))
+    big = enlarge((3 * x + 2j * y).to(torch.complex64)[None], (64, 51))[0]
+    y, x = places((64, 51))
+    # Beyond the outermost pixels their value counts.
+    middle = (slice(4, -8), slice(3, -5))
+    torch.testing.assert_close(big[middle], (3 * x + 2j * y).to(torch.complex64)[middle], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["walsh", "espirit"])
+def test_maps_are_those_of_the_coils(method: str) -> None:
+    images, inside = scene(SHAPE)
+    maps = maps_from_centre(images, method)
+    assert maps.shape == (C, *SHAPE)
+    torch.testing.assert_close(torch.linalg.vector_norm(maps, dim=0)[inside], torch.ones(int(inside.sum())))
+    kept = overlap(maps, smooth_maps(SHAPE), inside)
+    # At the rim the maps of neighbours outside mix in.
+    assert float(kept.median()) > 0.999
+    assert float(kept.min()) > 0.9
+    combined = (images[0] * maps.conj()).sum(0)[inside]
+    assert float(combined.real.min()) > 0  # its phase is taken out
+    assert float((combined.imag.abs() / combined.abs()).median()) < 0.05
+
+
+def test_the_two_methods_differ() -> None:
+    images, inside = scene(SHAPE)
+    walsh, espirit = maps_from_centre(images, "walsh"), maps_from_centre(images, "espirit")
+    assert float((walsh - espirit).abs()[:, inside].max()) > 1e-3
+
+
+# --- Maps from elsewhere --------------------------------------------------------------------------------
+
+
+def test_maps_of_the_coils_become_those_of_virtual_ones() -> None:
+    images, _ = scene((24, 31))
+    matrix = torch.linalg.qr(complex_normal(C, 3, seed=1)).Q.mH.contiguous()  # (V, C)
+    true = smooth_maps((24, 31))
+    seen = torch.einsum("vc,kcyx->kvyx", matrix, images)
+    two = torch.stack([torch.zeros_like(true), 3j * true])
+    maps = ExternalMaps(two.numpy(), None, "here").on_slice(1, matrix, seen)
+    expected = torch.einsum("vc,cyx->vyx", matrix, 1j * true)
+    expected = expected / torch.linalg.vector_norm(expected, dim=0)
+    torch.testing.assert_close(maps, expected)
+    one = ExternalMaps(two[1:].numpy(), None, "here").on_slice(7, matrix, seen)
+    torch.testing.assert_close(one, maps)
+    with pytest.raises(ScanError, match="2 slices, and none for slice 2"):
+        ExternalMaps(two.numpy(), None, "here").on_slice(2, matrix, seen)
+    with pytest.raises(ScanError, match="have 4 coils, the scan has 5"):
+        ExternalMaps(two[:, :4].numpy(), None, "here").on_slice(0, matrix, seen)
+
+
+def test_another_matrix_covers_the_same_field_of_view() -> None:
+    images, inside = scene((48, 62))
+    maps = ExternalMaps(smooth_maps((24, 31))[None].numpy(), None, "here")
+    found = maps.on_slice(0, torch.eye(C, dtype=torch.complex64), images)
+    assert float(overlap(found, smooth_maps((48, 62)), inside).min()) > 0.999
+
+
+def test_maps_by_a_body_coil() -> None:
+    shape = (48, 62)
+    images, inside = scene(shape, noise=1e-4)
+    y, x = places(shape)
+    object_phase = torch.polar(torch.ones(shape), 3 * x - 2 * y)
+    images = images * object_phase
+    body = (images[0].abs().square().sum(0).sqrt() * object_phase).to(torch.complex64)
+    maps = ExternalMaps(None, body[None].numpy(), "here").on_slice(
+        0, torch.eye(C, dtype=torch.complex64), images
+    )
+    assert float(overlap(maps, smooth_maps(shape), inside).median()) > 0.999
+    # Relative to the body coil the object's phase is gone: what is left is that of the coils.
+    turn = (maps * smooth_maps(shape).conj()).sum(0)[inside]
+    assert float(turn.angle().abs().median()) < 0.05
+
+
+Write = Callable[[Path], None]
+
+
+def test_files(tmp_path: Path) -> None:
+    csm = smooth_maps((12, 13)).numpy()
+    np.save(tmp_path / "a.npy", csm)
+    np.savez(tmp_path / "b.npz", csm=np.stack([csm, csm]), other=1)
+    np.savez(tmp_path / "c.npz", body=csm[0])
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["csm"] = csm
+    for name, shape in (("a.npy", (1, C, 12, 13)), ("b.npz", (2, C, 12, 13)), ("d.h5", (1, C, 12, 13))):
+        found = read_external_maps(str(tmp_path / name))
+        assert found.csm is not None
+        assert (found.csm.shape, found.body) == (shape, None)
+        np.testing.assert_array_equal(found.csm[-1], csm)
+    found = read_external_maps(str(tmp_path / "c.npz"))
+    assert found.csm is None
+    assert found.body is not None
+    assert found.body.shape == (1, 12, 13)
+    infinite = csm.copy()
+    infinite[0, 0, 0] = np.nan
+    for number, (values, says) in enumerate(
+        (
+            ({"maps": csm}, "have maps: expected an array csm"),
+            ({"csm": csm, "body": csm[0]}, "expected an array csm"),
+            ({"csm": csm[0]}, r"has shape \(12, 13\)"),
+            ({"csm": infinite}, "not of finite numbers"),
+            ({"csm": 0 * csm}, "is 0 throughout"),
+            ({"csm": np.array([{}], dtype=object)}, "holds no arrays of numbers"),
+        )
+    ):
+        path = tmp_path / f"{number}.npz"
+        np.savez(path, **values)
+        with pytest.raises(ScanError, match=says) as caught:
+            read_external_maps(str(path))
+        assert str(path) in str(caught.value)
+    with pytest.raises(ScanError, match="cannot be read"):
+        read_external_maps(str(tmp_path / "none.npy"))
+
+
+# --- Scans ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lowrank", "inr"])
+def test_a_scan_with_maps_from_a_file(scan: Scan, untouched: Result, tmp_path: Path, method: str) -> None:
+    from whorl.simulation.phantoms import coil_maps
+
+    fine = coil_maps(4, matrix=64, fov_mm=300.0, height_mm=0.0)
+    true = fine.reshape(4, 64, -1, 64, fine.shape[-1] // 64).mean((2, 4))
+    np.save(tmp_path / "csm.npy", true.astype(np.complex64))
+    properties: dict[str, object] = {"method": method, "coil_maps_file": str(tmp_path / "csm.npy")}
+    if method == "inr":
+        properties.update(iterations=10, tuning_budget_s=0, levels=4, finest_resolution=32)
+    result = scan.copy().run(**properties)
+    assert result.outcome.exit_code == 0
+    if method == "lowrank":
+        assert_close(result, untouched, share=0.8)  # aliasing combines otherwise
+    other = scan.copy().run(**{**properties, "coil_maps_file": ""})
+    assert not np.array_equal(result.of("T1").data, other.of("T1").data)
+    np.save(tmp_path / "three.npy", true[:3].astype(np.complex64))
+    with pytest.raises(ScanError, match=r"none\.npy cannot be read"):
+        scan.run(coil_maps_file=str(tmp_path / "none.npy"))
+    failed = scan.run(**{**properties, "coil_maps_file": str(tmp_path / "three.npy")})
+    assert "have 3 coils, the scan has 4: expected the same" in "\n".join(failed.outcome.failures)
+
+
+def test_espirit_is_used(scan: Scan, untouched: Result) -> None:
+    result = scan.run(coil_maps="espirit")
+    assert result.outcome.exit_code == 0
+    assert not np.array_equal(result.of("M0").data, untouched.of("M0").data)
+    assert_close(result, untouched, share=0.8)

@@ -1,0 +1,168 @@
+"""whorl inspect: what it says of good and of damaged scans, as a user reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from pulseq_files import write_sequence
+from scan_edit import Scan
+from whorl.cli import main
+from whorl.config import Settings
+from whorl.inspection import inspect
+from whorl.scan.failure import EndOfStream
+from whorl.scan.readout import Flag, Readout
+from whorl.simulation.scan import PULSEQ, correlated_noise, simulate
+
+_SMALL = {"phantom": "nist", "timepoints": 120, "interleaves": 24, "coils": 4, "matrix": 64}
+
+
+def whorl(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def found(scan: Scan, **properties: object) -> dict[str, str]:
+    """Values that were found, by name."""
+    inspection = inspect(scan.header, scan.readouts(), Settings.from_properties(properties))
+    return {item.name: f"{item.value} ({item.source})" for item in inspection.items}
+
+
+def test_a_page_and_json_say_the_same(tiny_scan: Path, tmp_path: Path) -> None:
+    page = whorl(tiny_scan)
+    data = json.loads(whorl(tiny_scan, "--json").stdout)
+    assert (page.exit_code, data["exit_code"]) == (data["exit_code"],) * 2
+    for item in data["found"]:
+        assert item["name"] in page.stdout
+        assert item["value"] in page.stdout
+        assert item["source"] in page.stdout
+    by_name = {item["name"]: item for item in data["found"]}
+    assert by_name["timepoints"]["value"] == "120"
+    assert by_name["flip angle"]["source"] == "header lists"
+    assert by_name["inversion"] == {
+        "name": "inversion", "value": "20 ms before the first pulse", "source": "header TI",
+    }  # fmt: skip
+    assert by_name["interleaves"]["value"] == "24 distinct, 884 samples"
+    assert data["noise"]["n_readouts"] == 4
+    assert len(data["noise"]["relative_sd"]) == 4
+    (one,) = data["slices"]
+    assert (one["name"], one["n_readouts"], one["n_expected"]) == ("slice 0", 120, 120)
+    assert one["snr"] > 10
+    assert any("fold 120 readouts" in line for line in data["would"])
+    assert data["order"]["bias"][0]["tissue"] == "white matter"
+    assert data["missing"] == []
+
+
+def test_properties_are_used_and_named(scan: Scan) -> None:
+    plain = found(scan)
+    assert plain["inversion efficiency"] == "1 (default: ideal)"
+    told = found(scan, inversion_time_ms=25, inversion_efficiency=0.9, timepoint="repetition", timepoints=100)
+    assert told["inversion"] == "25 ms before the first pulse (property inversion_time_ms)"
+    assert told["inversion efficiency"] == "0.9 (property inversion_efficiency)"
+    assert told["timepoint counter"] == "repetition (property timepoint)"
+    assert told["timepoints"] == "100 (property timepoints)"
+
+
+@pytest.mark.parametrize("order", ["golden", "sequential"])
+def test_the_order_is_judged(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "scan.h5"
+    simulate(path, **{**_SMALL, "timepoints": 480}, order=order)  # type: ignore[arg-type]
+    result = whorl(path)
+    assert ("biases low-rank T2" in result.stdout) == (order == "sequential")
+    assert result.exit_code == (3 if order == "sequential" else 0)
+
+
+def test_noise_is_described(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    covariance = correlated_noise(4, 0.7, noisy=8.0)
+    simulate(path, **_SMALL, noise_covariance=covariance)  # type: ignore[arg-type]
+    result = whorl(path)
+    assert "largest correlation of two 0.7" in result.stdout
+    assert "noisy coils (numbers from 0): 0" in result.stdout
+
+
+def test_the_signal_to_noise_ratio_follows_the_noise(tmp_path: Path) -> None:
+    ratios = []
+    for noise in (1e-3, 4e-3):
+        path = tmp_path / f"{noise}.h5"
+        simulate(path, **_SMALL, noise=noise)  # type: ignore[arg-type]
+        scan = Scan.load(path)
+        for one in (scan, scan.copy().without_noise()):
+            inspection = inspect(one.header, one.readouts(), Settings())
+            ratios.append(inspection.slices[0].snr or 0.0)
+    known, guessed, known_4, guessed_4 = ratios
+    assert known / known_4 == pytest.approx(4, rel=0.1)  # the same object, noise four times as strong
+    # Without noise readouts the edge of k-space tells, where some signal is left: a lower bound.
+    assert guessed < known
+    assert known_4 / 2 < guessed_4 < 1.05 * known_4
+
+
+def test_pictures(tiny_scan: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scan.png"
+    assert whorl(tiny_scan, "--png", path).exit_code in (0, 3)
+    with Image.open(path) as image:
+        assert image.width > 1200
+        assert len(set(image.convert("L").resize((60, 60)).tobytes())) > 30
+
+
+def test_a_pulseq_scan(tmp_path: Path) -> None:
+    sequence = write_sequence(tmp_path / "a.seq")
+    simulate(tmp_path / "scan.h5", phantom="nist", coils=4, sequence=sequence, layout=PULSEQ)
+    bare = whorl(tmp_path / "scan.h5")
+    assert bare.exit_code == 1
+    assert "the readouts carry no trajectory" in bare.stdout
+    result = whorl(tmp_path / "scan.h5", "-p", f"sequence={sequence}")
+    assert result.exit_code in (0, 3)
+    assert "whitened by 5 noise readouts" in result.stdout
+    assert "repetition (numbers ADCs of the sequence)" in result.stdout
+
+
+def test_damaged_scans(scan: Scan, tmp_path: Path) -> None:
+    lost = scan.copy().without(scan.imaging[[3, 4, 77]])
+    page = inspect(lost.header, lost.readouts(), Settings()).text()
+    assert "slice 0: 117 of 120 readouts" in page
+    assert "3 readouts are missing" in page
+    assert "scan_counter leaves out 3 numbers" in page
+
+    short = scan.copy().take(np.arange(4 + 60))
+    result = whorl(short.write(tmp_path / "short.h5"))
+    assert result.exit_code == 1
+    assert "60 of 120 timepoints arrived, expected at least 90%" in result.stdout
+
+    bad = scan.copy()
+    bad.heads["user_int"][:, 5] = 7700
+    result = whorl(bad.write(tmp_path / "bad.h5"))
+    assert result.exit_code == 1
+    assert "two sources disagree on flip_deg of timepoint 0" in result.stdout
+
+    units = scan.copy().trajectory(lambda k: k * 0.3)
+    result = whorl(units.write(tmp_path / "units.h5"))
+    assert result.exit_code == 1
+    assert "the unit of the trajectory is not clear" in result.stdout
+
+    nothing = scan.copy().flag(scan.imaging, Flag.IS_NAVIGATION_DATA)
+    assert "no imaging readouts arrived" in whorl(nothing.write(tmp_path / "none.h5")).stdout
+
+    (tmp_path / "text.h5").write_text("this is no scan")
+    result = whorl(tmp_path / "text.h5")
+    assert result.exit_code == 1
+
+
+def test_a_stream_that_broke_off(scan: Scan) -> None:
+    def readouts() -> Iterator[Readout]:
+        for n, readout in enumerate(scan.readouts()):
+            if n == 122:
+                raise EndOfStream("connection lost in an acquisition")
+            yield readout
+
+    inspection = inspect(scan.header, readouts(), Settings())
+    assert "the stream ended early: connection lost in an acquisition" in inspection.missing
+    assert [one.n_readouts for one in inspection.slices] == [118]
+    assert inspection.exit_code == 3
