@@ -265,3 +265,48 @@ def test_phases_in_the_csv_count_more_than_those_of_the_readouts(
     path = write_train(tmp_path / "train.csv", scan, "flip_deg,tr_ms,te_ms,phase_deg")
     scan.heads["user_int"][scan.imaging, 6] = (100 * 117 * np.arange(120) ** 2 / 2) % 36000
     assert_close(scan.run(sequence=str(path)), untouched)
+
+
+def with_user_parameters(scan: Scan, **texts: str) -> Scan:
+    """Parameters in the header's userParameters, as texts."""
+    values = "".join(
+        f"<userParameterString><name>{name}</name><value>{text}</value></userParameterString>"
+        for name, text in texts.items()
+    )
+    scan.header = scan.header.replace(
+        b"</ismrmrdHeader>", f"<userParameters>{values}</userParameters></ismrmrdHeader>".encode()
+    )
+    return scan
+
+
+def test_user_parameters_of_the_header(scan: Scan, untouched: Result) -> None:
+    user = scan.user_train().copy()
+    scan.no_user_train().no_header_train().header_list("TI", [])
+    flips = ", ".join(f"{value / 100:g}" for value in user[:, 5])
+    with_user_parameters(scan, flip_deg=flips, tr_ms=f"{user[0, 2] / 1e3}", te_ms="2", inversion_time_ms="20")
+    result = scan.copy().run()
+    assert "train of 120 timepoints from user parameters of the header, inversion 20 ms" in result.said
+    assert "(user parameters of the header)" in result.said
+    assert_close(result, untouched)
+    scan.header_list("flipAngle_deg", user[:, 5] / 100 + (np.arange(120) == 7))
+    scan.header_list("TR", [9.0]).header_list("TE", [2.0])
+    with pytest.raises(
+        ScanError, match=r"disagree on flip_deg of timepoint 7: header lists say .*, user par"
+    ):
+        scan.run()
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ({"flip_deg": "1 2 x", "tr_ms": "9", "te_ms": "2"}, "flip_deg of the MRD header is '1 2 x'"),
+        ({"flip_deg": "1 2 3", "tr_ms": "9 9", "te_ms": "2"}, "3 timepoints, but tr_ms has 2"),
+        ({"flip_deg": "1 2 3", "tr_ms": "9", "te_ms": "12"}, "TE 12 ms and TR 9 ms"),
+        ({"flip_deg": "", "tr_ms": "9", "te_ms": "2"}, "flip_deg of the MRD header is empty"),
+    ],
+    ids=["text", "lengths", "te-above-tr", "empty"],
+)
+def test_bad_user_parameters(scan: Scan, texts: dict[str, str], says: str) -> None:
+    scan.no_user_train().no_header_train()
+    with pytest.raises(ScanError, match=says):
+        with_user_parameters(scan, **texts).run()

@@ -43,7 +43,7 @@ class Header:
     kspace_encoding_step_1 and segment plus one, or 0 if the header has none; `limits` those of counters that
     may number repetitions. `encoding` is the place of the encoding that is read, of `n_encodings`.
     `noise_bandwidth` is that of the receiver's noise relative to the inverse of the dwell time; 0 if the
-    header has no plausible one.
+    header has no plausible one. `user` holds the parameters of ``userParameters``, as texts by name.
     """
 
     encoded: Space
@@ -61,6 +61,7 @@ class Header:
     encoding: int = 0
     n_encodings: int = 1
     noise_bandwidth: float = 0.0
+    user: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_header(xml: bytes | str) -> Header:
@@ -74,6 +75,10 @@ def read_header(xml: bytes | str) -> Header:
     root = header_root(xml)
     try:
         protocol_name = root.findtext("{*}measurementInformation/{*}protocolName", "").strip()
+        user = {
+            parameter.findtext("{*}name", "").strip(): parameter.findtext("{*}value", "").strip()
+            for parameter in root.findall("{*}userParameters/*")
+        }
         bandwidth = root.findtext("{*}acquisitionSystemInformation/{*}relativeReceiverNoiseBandwidth", "")
         for element in [e for e in root if e.tag.rpartition("}")[2] not in _BOUND]:
             root.remove(element)
@@ -122,6 +127,7 @@ def read_header(xml: bytes | str) -> Header:
         encoding=encodings.index(encoding),
         n_encodings=len(encodings),
         noise_bandwidth=_noise_bandwidth(bandwidth),
+        user=user,
     )
 
 

@@ -133,6 +133,10 @@ def gather(header_xml: bytes, settings: Settings) -> Sources:
         train = resolve.train_from_csv(settings.sequence, inversion)
     else:
         train = resolve.train_from_header(header, inversion)
+        user = resolve.train_from_user_parameters(header, inversion)
+        if train is not None and user is not None:
+            resolve.check_same(train, user)
+        train = train or user
     if train is not None and settings.inversion_time_ms >= 0 and header.ti_ms:
         own, other = settings.inversion_time_ms, header.ti_ms[0]
         if abs(own - other) > _SAME * max(own, other):
@@ -380,6 +384,8 @@ def _items(
         where = train.source
     else:
         where = "header TI" if header.ti_ms else "not told"
+        if not header.ti_ms and "inversion_time_ms" in header.user:
+            where = "user parameters of the header"
     ti = train.inversion_time_ms
     yield Item("inversion", "none" if ti is None else f"{ti:g} ms before the first pulse", where)
     if ti is not None:

@@ -31,8 +31,11 @@ _DAMAGED = 0.01
 
 
 def inversion_time(header: Header, inversion_time_ms: float) -> float | None:
-    """Inversion delay in ms: the property if it is not negative (0: none), else ``TI[0]`` of the header."""
+    """Inversion delay in ms: the property if it is not negative (0: none), else ``TI[0]`` of the header, else
+    its user parameter inversion_time_ms."""
     value = inversion_time_ms if inversion_time_ms >= 0 else (header.ti_ms or (0.0,))[0]
+    if inversion_time_ms < 0 and not header.ti_ms and "inversion_time_ms" in header.user:
+        value = _numbers(header.user["inversion_time_ms"], "inversion_time_ms")[0]
     if not np.isfinite(value):
         raise ScanError(f"the inversion time TI of the MRD header is {value}: expected a number")
     return value if value > 0 else None
@@ -115,6 +118,79 @@ def train_from_header(header: Header, inversion_time_ms: float | None) -> Train 
         )
     except ValueError as error:
         raise ScanError(f"the train in the MRD header: {error}") from error
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    """The numbers of a user parameter, with spaces or commas between them."""
+    try:
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise ScanError(
+            f"user parameter {name} of the MRD header is {text[:60]!r}: expected numbers"
+        ) from error
+    if not numbers:
+        raise ScanError(f"user parameter {name} of the MRD header is empty: expected numbers")
+    return numbers
+
+
+def train_from_user_parameters(header: Header, inversion_time_ms: float | None) -> Train | None:
+    """The train in the header's user parameters flip_deg, tr_ms, te_ms (and phase_deg), ``None`` if there is
+    none: texts with one number for each timepoint, or one for all.
+
+    Raises
+    ------
+    ScanError
+        If they cannot be read, or their lengths differ.
+    """
+    names = ("flip_deg", "tr_ms", "te_ms")
+    if any(name not in header.user for name in names):
+        return None
+    told = {name: _numbers(header.user[name], name) for name in (*names, "phase_deg") if name in header.user}
+    T = max(len(values) for values in told.values())
+    if wrong := {name: len(values) for name, values in told.items() if len(values) not in (1, T)}:
+        raise ScanError(
+            f"user parameters of the MRD header have {T} timepoints, but "
+            f"{', '.join(f'{name} has {n}' for name, n in wrong.items())}: expected one number for each, "
+            f"or one for all"
+        )
+    if T < 2:  # values of a protocol
+        return None
+    columns = {name: np.broadcast_to(np.array(values), T).copy() for name, values in told.items()}
+    phase = columns.pop("phase_deg", None)
+    try:
+        return Train(
+            **columns,
+            phase_deg=np.zeros(T) if phase is None else phase,
+            inversion_time_ms=inversion_time_ms,
+            source="user parameters of the header",
+            phase_known=phase is not None,
+        )
+    except ValueError as error:
+        raise ScanError(f"the train in the user parameters of the MRD header: {error}") from error
+
+
+def check_same(first: Train, second: Train) -> None:
+    """Compare two trains.
+
+    Raises
+    ------
+    ScanError
+        If they differ, with both values.
+    """
+    if first.n_timepoints != second.n_timepoints:
+        raise ScanError(
+            f"two sources disagree on the length of the train: {first.source} have {first.n_timepoints} "
+            f"timepoints, {second.source} have {second.n_timepoints}. "
+            f"Set property sequence to the train that was played"
+        )
+    for name, tolerance in (("flip_deg", 0.02), ("tr_ms", 0.01), ("te_ms", 0.01)):
+        mine, its = getattr(first, name), getattr(second, name)
+        if (wrong := np.abs(mine - its) > tolerance).any():
+            t = int(wrong.argmax())
+            raise ScanError(
+                f"two sources disagree on {name} of timepoint {t}: {first.source} say {mine[t]:g}, "
+                f"{second.source} say {its[t]:g}. Set property sequence to the train that was played"
+            )
 
 
 def _has_user_train(heads: NDArray[np.void]) -> bool:
