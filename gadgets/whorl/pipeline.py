@@ -138,6 +138,8 @@ class _Scan:
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
         self._builder.shutdown(cancel_futures=True)
+        # It knows the scan, which would keep both, and their slices, until cycles are looked for.
+        del self.collector
 
     def _build_dictionary(self, train: Train) -> None:
         settings, report = self._settings, self._report

@@ -568,4 +568,7 @@ def _fitting(
         else:
             return Resolved(train, counter, numbering)
     assert failure is not None
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # which knows this frame: both would stay until cycles are looked for
