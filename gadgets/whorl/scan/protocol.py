@@ -162,6 +162,11 @@ def _against_header(pulseq: PulseqSequence, header: Header) -> Iterator[str]:
                     f"the field of view in {name} is {own:g} mm in the Pulseq file and {other:g} mm in the "
                     f"header: that of the header counts"
                 )
+    if pulseq.n_slices > 1 and header.n_slices_announced == 1:
+        yield (
+            f"the Pulseq file has {pulseq.n_slices} slices, the header announces 1: slices are told by idx.slice "
+            f"of the readouts, and those of one number are taken for repetitions"
+        )
     own_ti, told = pulseq.train.inversion_time_ms or 0.0, (header.ti_ms or (0.0,))[0]
     if told and abs(own_ti - told) > _SAME * max(own_ti, told):
         yield (
