@@ -164,8 +164,8 @@ def _against_header(pulseq: PulseqSequence, header: Header) -> Iterator[str]:
                 )
     if pulseq.n_slices > 1 and header.n_slices_announced == 1:
         yield (
-            f"the Pulseq file has {pulseq.n_slices} slices, the header announces 1: slices are told by idx.slice "
-            f"of the readouts, and those of one number are taken for repetitions"
+            f"the Pulseq file has {pulseq.n_slices} slices, the header announces 1: slices are told by "
+            f"idx.slice of the readouts, and those of one number are taken for repetitions"
         )
     own_ti, told = pulseq.train.inversion_time_ms or 0.0, (header.ti_ms or (0.0,))[0]
     if told and abs(own_ti - told) > _SAME * max(own_ti, told):
