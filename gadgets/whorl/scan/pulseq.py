@@ -213,15 +213,23 @@ def _read(path: str) -> Any:
         warnings.simplefilter("ignore")
         import pypulseq
 
-        sequence = pypulseq.Sequence()
+        sequence, why = pypulseq.Sequence(), ""
         try:
             sequence.read(path)
-            if not sequence.block_events:
-                raise ValueError("it has no blocks")
         except Exception as error:  # a malformed file raises whatever its reader comes across
-            why = str(error) or type(error).__name__
-            raise ScanError(f"{path} cannot be read as a Pulseq file: {why}") from error
+            why = _why(error)
+    if not why and not sequence.block_events:
+        why = "it has no blocks"
+    if why:
+        # Not from that error, which would hold PyPulseq's open file.
+        raise ScanError(f"{path} cannot be read as a Pulseq file: {why}")
     return sequence
+
+
+def _why(error: Exception) -> str:
+    """What an error of PyPulseq says; of a key alone nobody would know what it is."""
+    name = type(error).__name__
+    return f"{name} {error}" if isinstance(error, LookupError) else str(error) or name
 
 
 def _walk(sequence: Any, path: str, told: list[str]) -> _Walk:
@@ -247,8 +255,7 @@ def _walk(sequence: Any, path: str, told: list[str]) -> _Walk:
             except ScanError:
                 raise
             except Exception as error:
-                why = str(error) or type(error).__name__
-                raise ScanError(f"block {number} of {path} cannot be understood: {why}") from error
+                raise ScanError(f"block {number} of {path} cannot be understood: {_why(error)}") from error
             walk.now += float(block.block_duration)
     return walk
 
@@ -326,10 +333,14 @@ def _flip(rf: Any) -> tuple[float, float]:
     The angle of a pulse whose phase is modulated (adiabatic) has no meaning; its largest turn counts.
     """
     signal, times = np.asarray(rf.signal), np.asarray(rf.t, dtype=float)
-    steps = np.gradient(times) if len(times) > 1 else np.array([float(rf.shape_dur)])
-    # Samples stand for raster intervals around them; a time shape has the corners of a polygon.
-    uniform = len(times) > 1 and np.ptp(np.diff(times)) < _TIME
-    integral = (signal * steps).sum() if uniform or len(times) == 1 else np.trapezoid(signal, times)
+    # A time shape has the corners of a polygon, a block pulse two of them, at times from 0 on; samples stand
+    # for raster intervals around them.
+    gaps = np.diff(times)
+    if len(times) > 1 and times[0] < gaps[0] / 4:
+        steps = (np.r_[gaps, 0.0] + np.r_[0.0, gaps]) / 2
+    else:
+        steps = np.full(len(times), float(rf.shape_dur) / len(times))
+    integral = (signal * steps).sum()
     area, sweep = abs(integral), np.abs(signal * steps).sum()
     strongest = signal[np.argmax(np.abs(signal))] if len(signal) else 0.0
     phase = np.rad2deg(float(rf.phase_offset))

@@ -74,7 +74,9 @@ def read_played(path: str | os.PathLike[str]) -> Played:
         for number in sequence.block_events:
             block = sequence.get_block(number)
             if block.rf is not None:
-                area = np.sum(block.rf.signal) * sequence.rf_raster_time
+                # A block pulse has its two ends only.
+                raster = np.arange(0.5 * sequence.rf_raster_time, block.rf.shape_dur, sequence.rf_raster_time)
+                area = np.interp(raster, block.rf.t, block.rf.signal).sum() * sequence.rf_raster_time
                 if block.rf.use in ("inversion", "i"):
                     inverted.append(now + block.rf.delay + block.rf.center)
                 else:
