@@ -77,6 +77,7 @@ def write_sequence(
     arbitrary: bool = True,
     sinc: bool = True,
     readout_s: float = 2e-3,
+    turns: float = 1.5,
     use: bool = True,
     fov_m: float | None = FOV_M,
     flip_factor_of_last_slice: float = 1.0,
@@ -99,8 +100,8 @@ def write_sequence(
     kz_per_m
         Difference of kz between two successive pulses.
     odd
-        What is wrong with a pulse: ``two ADCs``, ``short ADC``, ``refocusing``, ``inversion``, ``saturation``,
-        ``no ADC``, ``no excitation``, ``late`` (a longer TR in the last slice).
+        What is wrong with a pulse: ``two ADCs``, ``short ADC``, ``no ADC``, ``no excitation``,
+        ``refocusing``, ``inversion`` or ``saturation`` before it, ``late`` (a longer TR in the last slice).
     before
         Use of a pulse before the inversion.
     noise_label_at
@@ -177,7 +178,7 @@ def write_sequence(
                 seq.add_block(gzr)
                 centre = rf.delay + EXCITATION_S / 2
                 if arbitrary:
-                    k = spiral_per_m(edges, readout_s) * np.exp(1j * np.deg2rad(turn_deg[t]))
+                    k = spiral_per_m(edges, readout_s, turns) * np.exp(1j * np.deg2rad(turn_deg[t]))
                     g = np.diff(k) / RASTER_S
                     gradients = [
                         pp.make_arbitrary_grad(axis, part, first=0, last=0, delay=ADC_DELAY_S, system=system)

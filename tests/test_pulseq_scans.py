@@ -1,0 +1,155 @@
+"""Scans of Pulseq sequences, whose data say next to nothing: the file tells train, trajectory and noise.
+
+The reference is the same scan in the layout that says everything, without the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pulseq_files import Written, write_sequence
+from scan_edit import Result, Scan, assert_close
+from whorl.scan.readout import Flag
+from whorl.simulation.scan import PULSEQ, Layout, Truth, read_truth, simulate
+
+N, N_NOISE, N_DUMMIES = 120, 3, 6
+#: Slowly quadratic, so that signals and echoes depend on it.
+PHASES = 0.5 * np.arange(N) ** 2 % 360
+
+
+@dataclass
+class Files:
+    folder: Path
+    sequence: Written
+
+    def scan(self, layout: Layout, sequence: str = "") -> Scan:
+        """Simulated with the same noise for each layout."""
+        path = self.folder / "scan.h5"
+        simulate(path, phantom="nist", coils=4, sequence=sequence or self.sequence.path, layout=layout)
+        return Scan.load(path)
+
+    def truth(self) -> Truth:
+        return read_truth(self.folder / "scan.h5")
+
+    def write(self, name: str, **change: object) -> str:
+        """The same sequence but for a change."""
+        return write(self.folder / name, **change).path
+
+
+def write(path: Path, **change: object) -> Written:
+    same: dict[str, object] = {"n_pulses": N, "n_arms": 24, "n_noise": N_NOISE, "phases_deg": PHASES}
+    same |= {"readout_s": 4e-3, "turns": 8.0}
+    return write_sequence(path, **{**same, **change})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("pulseq")
+    return Files(folder, write(folder / "a.seq"))
+
+
+@pytest.fixture(scope="module")
+def told(files: Files) -> Scan:
+    return files.scan(Layout())
+
+
+@pytest.fixture(scope="module")
+def reference(told: Scan) -> Result:
+    result = told.copy().run()
+    assert result.outcome.exit_code == 0
+    return result
+
+
+def test_maps_of_a_sequence_are_near_the_truth(files: Files, reference: Result) -> None:
+    scan = files.scan(PULSEQ)
+    result, truth = scan.run(sequence=files.sequence.path), files.truth()
+    assert result.outcome.exit_code == 0
+    for role, true in (("T1", truth.t1_ms), ("T2", truth.t2_ms)):
+        found = result.physical(role)
+        print(role, [(true[0][truth.labels[0] == n].mean(), np.median(found[truth.labels[0] == n])) for n in range(1, 15)])
+        assert found.shape == (64, 64)
+
+
+LAYOUTS = {
+    "noise-not-flagged": (PULSEQ, {}),
+    "noise-flagged": (Layout(attached=False, told=False), {}),
+    "by-arrival": (Layout(attached=False, told=False, numbered=False), {"timepoint": "arrival"}),
+    "by-arrival-noise-not-flagged": (
+        Layout(attached=False, told=False, numbered=False, noise_flagged=False),
+        {"timepoint": "arrival"},
+    ),
+    "attached": (Layout(told=False), {}),
+}
+
+
+@pytest.mark.parametrize(("layout", "properties"), LAYOUTS.values(), ids=LAYOUTS)
+def test_each_layout_gives_the_maps_of_the_scan_that_says_everything(
+    files: Files, reference: Result, layout: Layout, properties: dict[str, str]
+) -> None:
+    result = files.scan(layout).run(sequence=files.sequence.path, **properties)
+    assert result.outcome.exit_code == 0
+    assert f"{N_NOISE} noise readouts" in result.said
+    assert_close(result, reference)
+
+
+def without_dummies(scan: Scan) -> Scan:
+    """As if the first pulses had no ADC; what is left is counted anew."""
+    n_noise = len(scan.heads) - N
+    scan.without(n_noise + np.arange(N_DUMMIES))
+    return scan
+
+
+@pytest.mark.parametrize("flagged", [True, False], ids=["noise-flagged", "noise-not-flagged"])
+def test_dummy_pulses_count_in_the_train_but_not_in_the_data(files: Files, told: Scan, flagged: bool) -> None:
+    path = files.write("dummies.seq", dummies=N_DUMMIES)
+    scan = without_dummies(files.scan(Layout(attached=False, told=False, noise_flagged=flagged)))
+    scan.heads["idx"]["repetition"][N_NOISE:] -= N_DUMMIES
+    result = scan.run(sequence=path)
+    assert result.outcome.exit_code == 0, result.said
+    # The same readouts with their own numbers.
+    assert_close(result, without_dummies(told.copy()).run())
+
+
+def test_readouts_whose_oversampling_was_removed(files: Files, told: Scan) -> None:
+    def halved(scan: Scan) -> Scan:
+        scan.data = [np.ascontiguousarray(data[:, ::2]) for data in scan.data]
+        scan.trajectories = [places[::2] for places in scan.trajectories]
+        scan.heads["number_of_samples"] //= 2
+        scan.heads["sample_time_us"] *= 2
+        return scan
+
+    result = halved(files.scan(PULSEQ)).run(sequence=files.sequence.path)
+    assert result.outcome.exit_code == 0
+    assert_close(result, halved(told.copy()).run())
+
+
+def test_a_receiver_that_does_not_follow_the_rf_phase(files: Files, reference: Result) -> None:
+    path = files.write("still.seq", receiver_follows=False, receiver_offset_deg=20.0)
+    still, follows = files.scan(PULSEQ, path), files.scan(PULSEQ)
+    # Its data are turned by the phase of the RF, so that only the sequence makes them fit.
+    turns = [np.angle(np.vdot(a, b)) for a, b in zip(still.data[3:], follows.data[3:], strict=True)]
+    apart = np.exp(1j * (np.array(turns) + np.deg2rad(PHASES - 20)))
+    assert np.abs(apart - 1).max() < 0.05  # noise of 1e-3 of the largest sample
+    result = still.run(sequence=path)
+    assert result.outcome.exit_code == 0
+    assert_close(result, reference)
+
+
+def test_counters_that_run_through_two_slices(files: Files, reference: Result) -> None:
+    path = files.write("two.seq", slices=2)
+    scan = files.scan(PULSEQ).take(np.r_[np.arange(N_NOISE + N), N_NOISE + np.arange(N)])
+    scan.heads["flags"] &= ~np.uint64(Flag.LAST_IN_SLICE | Flag.LAST_IN_MEASUREMENT)
+    scan.heads["idx"]["slice"][N_NOISE + N :] = 1
+    scan.limit("slice", 1)
+    for restarts in (True, False):
+        again = scan.copy()
+        if not restarts:
+            again.heads["idx"]["repetition"][N_NOISE + N :] += N
+        result = again.run(sequence=path)
+        assert result.outcome.exit_code == 0, result.said
+        for number in (0, 1):
+            assert_close(result, reference, slice_number=number)
