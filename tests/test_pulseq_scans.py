@@ -26,10 +26,10 @@ class Files:
     folder: Path
     sequence: Written
 
-    def scan(self, layout: Layout, sequence: str = "") -> Scan:
+    def scan(self, layout: Layout, sequence: str = "", noise: float = 1e-3) -> Scan:
         """Simulated with the same noise for each layout."""
-        path = self.folder / "scan.h5"
-        simulate(path, phantom="nist", coils=4, sequence=sequence or self.sequence.path, layout=layout)
+        path, sequence = self.folder / "scan.h5", sequence or self.sequence.path
+        simulate(path, phantom="nist", coils=4, sequence=sequence, layout=layout, noise=noise)
         return Scan.load(path)
 
     def truth(self) -> Truth:
@@ -70,8 +70,13 @@ def test_maps_of_a_sequence_are_near_the_truth(files: Files, reference: Result) 
     assert result.outcome.exit_code == 0
     for role, true in (("T1", truth.t1_ms), ("T2", truth.t2_ms)):
         found = result.physical(role)
-        print(role, [(true[0][truth.labels[0] == n].mean(), np.median(found[truth.labels[0] == n])) for n in range(1, 15)])
         assert found.shape == (64, 64)
+        spheres = [truth.labels[0] == n for n in range(1, 15)]
+        errors = np.array([np.median(found[inside]) / true[0][inside].mean() - 1 for inside in spheres])
+        # Spheres are 3 pixels wide, and the low-rank method leaves some aliasing: it is off by 5 % as a rule.
+        # A train, a phase or a trajectory that is wrong costs much more.
+        assert np.median(np.abs(errors)) < 0.1
+        assert np.abs(errors).max() < 0.4
 
 
 LAYOUTS = {
@@ -127,16 +132,16 @@ def test_readouts_whose_oversampling_was_removed(files: Files, told: Scan) -> No
     assert_close(result, halved(told.copy()).run())
 
 
-def test_a_receiver_that_does_not_follow_the_rf_phase(files: Files, reference: Result) -> None:
+def test_a_receiver_that_does_not_follow_the_rf_phase(files: Files) -> None:
     path = files.write("still.seq", receiver_follows=False, receiver_offset_deg=20.0)
-    still, follows = files.scan(PULSEQ, path), files.scan(PULSEQ)
-    # Its data are turned by the phase of the RF, so that only the sequence makes them fit.
+    # The noise is not turned with the data, and moves a map by itself: here there is next to none.
+    still, follows = files.scan(PULSEQ, path, 1e-5), files.scan(PULSEQ, noise=1e-5)
     turns = [np.angle(np.vdot(a, b)) for a, b in zip(still.data[3:], follows.data[3:], strict=True)]
     apart = np.exp(1j * (np.array(turns) + np.deg2rad(PHASES - 20)))
-    assert np.abs(apart - 1).max() < 0.05  # noise of 1e-3 of the largest sample
+    assert np.abs(apart - 1).max() < 1e-2  # the noise
     result = still.run(sequence=path)
     assert result.outcome.exit_code == 0
-    assert_close(result, reference)
+    assert_close(result, follows.run(sequence=files.sequence.path))
 
 
 def test_counters_that_run_through_two_slices(files: Files, reference: Result) -> None:

@@ -307,3 +307,27 @@ def test_slices_of_different_lengths_or_inversions_stop_the_scan(tmp_path: Path)
     second = [n for n, line in enumerate(lines) if line.split()[2] == lines[3].split()[2]][1]
     with pytest.raises(ScanError, match=r"slices 0 and 1 have inversion times 18\.22 and 0 ms"):
         read_pulseq(with_blocks([*lines[:second], *lines[second + 1 :]]))
+
+
+# --- A sequence that others wrote --------------------------------------------------------------------
+
+OPENMRF = Path("/work/shared/data/sequences")
+
+
+@pytest.mark.skipif(
+    not (OPENMRF / "test_mrf.seq").exists(), reason="the sequence of OpenMRF is not on this machine"
+)
+def test_a_sequence_of_openmrf() -> None:
+    sequence = read_pulseq(str(OPENMRF / "test_mrf.seq"))
+    assert sequence.train.n_timepoints == 1000
+    np.testing.assert_array_equal(sequence.adc, [*[-1] * 100, *range(1000)])
+    assert len(sequence.trajectories.points) == 48
+    assert sequence.n_samples == 3072
+    assert sequence.fov_mm == pytest.approx((256, 256))
+    # Both come from six digits.
+    listed = np.loadtxt(OPENMRF / "mrf_patterns_yun_fa.txt").ravel()
+    np.testing.assert_allclose(sequence.train.flip_deg, listed, atol=1e-3)
+    assert sequence.train.inversion_time_ms == pytest.approx(18.02, abs=1e-3)
+    np.testing.assert_allclose(sequence.train.te_ms, 2.02, atol=1e-3)
+    np.testing.assert_array_equal(sequence.receiver_deg, 0)
+    assert sequence.measured.all()
