@@ -75,7 +75,8 @@ def write_sequence(
     receiver_offset_deg: float = 0.0,
     inversion: bool = True,
     arbitrary: bool = True,
-    sinc: bool = True,
+    shape: str = "sinc",
+    in_plane: bool = False,
     readout_s: float = 2e-3,
     turns: float = 1.5,
     use: bool = True,
@@ -97,6 +98,10 @@ def write_sequence(
         What tells the slices: ``frequency`` or ``label``.
     arbitrary
         Whether the readouts are spirals; if not, they are straight lines of a trapezoid along x.
+    shape
+        Of the excitations: ``sinc``, ``block``, or ``trapezoid``, which has corners at unequal times.
+    in_plane
+        Whether a gradient along y lies in the block of the pulse, before and after its centre.
     kz_per_m
         Difference of kz between two successive pulses.
     odd
@@ -165,15 +170,20 @@ def write_sequence(
                     system=system,
                     use="excitation" if use else "undefined",
                 )
-                if not sinc:
+                if shape != "sinc":
                     delay = rf.delay
                     rf = pulse(np.rad2deg(angle), EXCITATION_S, "excitation")
                     rf.delay = delay
+                if shape == "trapezoid":
+                    height = angle / (2 * np.pi) / 0.6e-3
+                    rf.t = np.array([0.0, 0.2e-3, 0.6e-3, 0.8e-3])
+                    rf.signal = height * np.array([0.0, 1.0, 1.0, 0.0])
                 rf.phase_offset = np.deg2rad(phase_deg[t])
                 rf.freq_offset = 730.0 * z if slices_by == "frequency" else 0.0
                 gzr = pp.make_trapezoid("z", area=gzr.area + t * kz_per_m, duration=1.2e-3, system=system)
                 if what != "no excitation":
-                    seq.add_block(rf, gz)
+                    gy = pp.make_trapezoid("y", area=70, rise_time=1e-4, duration=7e-4, system=system)
+                    seq.add_block(rf, gz, *([gy] if in_plane else []))
                     used = RASTER_S * round(pp.calc_duration(rf, gz) / RASTER_S)
                 seq.add_block(gzr)
                 centre = rf.delay + EXCITATION_S / 2

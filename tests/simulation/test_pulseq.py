@@ -12,10 +12,10 @@ from pulseq_files import DWELL_S, EDGE_PER_M, spiral_per_m, write_sequence
 from whorl.simulation.pulseq import read_played
 
 
-@pytest.mark.parametrize("sinc", [True, False], ids=["sinc", "block"])
-def test_what_is_played_is_what_was_written(tmp_path: Path, sinc: bool) -> None:
+@pytest.mark.parametrize("shape", ["sinc", "block", "trapezoid"])
+def test_what_is_played_is_what_was_written(tmp_path: Path, shape: str) -> None:
     phases = np.array([0, 117, 351, 15, 180, 90, 30.5, 0, 0, 270, 5, 6], dtype=float)
-    written = write_sequence(tmp_path / "a.seq", sinc=sinc, phases_deg=phases, receiver_follows=False)
+    written = write_sequence(tmp_path / "a.seq", shape=shape, phases_deg=phases, receiver_follows=False)
     played = read_played(written.path)
     # Six digits of an amplitude and of each sample of a shape.
     np.testing.assert_allclose(played.train.flip_deg, written.flip_deg, rtol=3e-6)
