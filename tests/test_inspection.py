@@ -113,7 +113,10 @@ def test_pictures(tiny_scan: Path, tmp_path: Path) -> None:
 
 
 def test_a_pulseq_scan(tmp_path: Path) -> None:
-    sequence = write_sequence(tmp_path / "a.seq")
+    written = write_sequence(
+        tmp_path / "a.seq", n_pulses=120, n_arms=24, n_noise=5, readout_s=4e-3, turns=8.0
+    )
+    sequence = written.path
     simulate(tmp_path / "scan.h5", phantom="nist", coils=4, sequence=sequence, layout=PULSEQ)
     bare = whorl(tmp_path / "scan.h5")
     assert bare.exit_code == 1

@@ -1,295 +1,342 @@
-"""Pulseq sequences: what the file says of train and trajectory, and scans that were measured with them."""
+"""What is read from a Pulseq file, against what was written into it and against PyPulseq's own k-space."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from dataclasses import replace
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pulseq_files import (
-    DWELL_US,
-    FOV_MM,
-    MATRIX,
-    N_ARMS,
-    N_SAMPLES,
-    TE_MS,
-    TI_MS,
-    TR_MS,
-    flip_angles,
+    ADC_DELAY_S,
+    DWELL_S,
+    EDGE_PER_M,
+    Written,
+    quiet,
+    spiral_per_m,
     write_sequence,
 )
-from scan_edit import Scan
 from whorl.scan.failure import ScanError
-from whorl.scan.pulseq import read_pulseq
-from whorl.scan.readout import Flag
-from whorl.simulation.scan import PULSEQ, Layout, read_truth, simulate
+from whorl.scan.pulseq import PulseqSequence, read_pulseq
 
-_REAL = Path("/work/shared/data/sequences/test_mrf.seq")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sequence(tmp_path_factory.mktemp("seq") / "small.seq")
+#: The file has six significant digits of an amplitude and of each sample of a shape.
+DIGITS = 3e-6
 
 
-def test_the_train(small: Path) -> None:
-    found = read_pulseq(str(small))
-    train = found.train
-    # The file has six digits, times whole microseconds.
-    np.testing.assert_allclose(train.flip_deg, flip_angles(120), rtol=1e-5)
-    np.testing.assert_allclose(train.tr_ms[:-1], TR_MS, atol=1e-3)
-    np.testing.assert_allclose(train.te_ms, TE_MS, atol=1e-3)
-    assert train.inversion_time_ms == pytest.approx(TI_MS, abs=1e-3)
-    assert not train.phase_deg.any()
-    assert train.phase_known
-    assert found.adc.tolist() == [-1] * 5 + list(range(120))
-    assert (found.n_slices, found.n_samples, found.fov_mm) == (1, N_SAMPLES, (FOV_MM, FOV_MM))
-    assert found.measured.all()
-    assert not found.receiver_deg.any()
-    assert found.warnings == ()
+def places(sequence: PulseqSequence) -> NDArray[Any]:
+    """kx + i ky of each timepoint, `(T, S)`, cycles/m."""
+    found = sequence.trajectories
+    assert found.which is not None
+    k = found.points[found.which]
+    return np.asarray(k[..., 0] + 1j * k[..., 1])
 
 
-def test_the_trajectory_is_that_of_pypulseq(small: Path) -> None:
-    found = read_pulseq(str(small))
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        import pypulseq
-
-        sequence = pypulseq.Sequence()
-        sequence.read(str(small))
-        k = sequence.calculate_kspace()[0][:2].T.reshape(-1, N_SAMPLES, 2)[5:]
-    table = found.trajectories
-    assert len(table.points) == N_ARMS
-    assert (table.units, table.by, table.dwell_us) == ("1/m", "timepoint", pytest.approx(DWELL_US))
-    k_max = MATRIX / (2 * FOV_MM * 1e-3)
-    for t in range(120):
-        places = table.interleaf(t)
-        assert places is not None
-        # Interleaves that agree to the digits of the file are one.
-        np.testing.assert_allclose(places, k[t], atol=2e-4 * k_max)
-    # A closed form: the radius at which the spiral was written to end.
-    assert np.hypot(*table.points[0, -1]) == pytest.approx(k_max, rel=5e-3)  # half a dwell before its end
+def assert_train(sequence: PulseqSequence, written: Written) -> None:
+    train = sequence.train
+    np.testing.assert_allclose(train.flip_deg, written.flip_deg, rtol=DIGITS)
+    # Times are whole microseconds. What follows the last pulse is not a TR: it ends with the file.
+    np.testing.assert_allclose(train.tr_ms[:-1], written.tr_ms[:-1], atol=1e-6)
+    np.testing.assert_allclose(train.te_ms, written.te_ms, atol=1e-6)
+    assert train.inversion_time_ms == (None if written.ti_ms is None else pytest.approx(written.ti_ms))
+    apart = np.exp(1j * np.deg2rad(train.phase_deg - written.phase_deg))
+    np.testing.assert_allclose(apart, 1, atol=1e-5)
 
 
-def test_phases_and_a_receiver_that_does_not_follow(tmp_path: Path) -> None:
-    follows = read_pulseq(str(write_sequence(tmp_path / "a.seq", n_pulses=12, rf_phase_deg=50)))
-    np.testing.assert_allclose(follows.train.phase_deg % 360, 50 * np.arange(12) % 360, atol=1e-2)
-    assert not follows.receiver_deg.any()
-    path = write_sequence(tmp_path / "b.seq", n_pulses=12, rf_phase_deg=50, receiver_follows=False)
-    apart = read_pulseq(str(path)).receiver_deg
-    turns = np.exp(1j * np.deg2rad(apart + 50 * np.arange(12)))
-    np.testing.assert_allclose(turns, turns[0], atol=1e-3)  # the same but for a constant
+def kspace_of_pypulseq(path: str, n_samples: int) -> NDArray[np.float64]:
+    """kx, ky, kz of all ADCs `(A, S, 3)` by PyPulseq, cycles/m."""
+    with quiet() as pp:
+        sequence = pp.Sequence()
+        sequence.read(path)
+        k = sequence.calculate_kspace()[0]
+    return np.asarray(k.T.reshape(-1, n_samples, 3))
 
 
-def test_pulses_without_an_adc(tmp_path: Path) -> None:
-    found = read_pulseq(str(write_sequence(tmp_path / "a.seq", n_pulses=12, dummies=(0, 1, 7))))
-    assert np.flatnonzero(~found.measured).tolist() == [0, 1, 7]
-    assert found.adc.tolist() == [-1] * 5 + [2, 3, 4, 5, 6, 8, 9, 10, 11]
-    assert found.train.n_timepoints == 12
-    np.testing.assert_allclose(found.train.te_ms, TE_MS, atol=1e-3)
+# --- Train and trajectory ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", [True, False], ids=["SLC", "frequency"])
-def test_slices(tmp_path: Path, labels: bool) -> None:
-    found = read_pulseq(str(write_sequence(tmp_path / "a.seq", n_pulses=12, slices=2, labels=labels)))
-    assert found.n_slices == 2
-    assert found.slice_of_adc.tolist() == [0] * 17 + [1] * 12
-    assert found.adc.tolist() == [-1] * 5 + [*range(12), *range(12)]
-    np.testing.assert_allclose(found.train.tr_ms[:-1], TR_MS, atol=1e-3)
+@pytest.mark.parametrize("shape", ["sinc", "block", "trapezoid"])
+@pytest.mark.parametrize("inversion", [True, False], ids=["inverted", "not-inverted"])
+def test_the_train_is_what_was_written(tmp_path: Path, shape: str, inversion: bool) -> None:
+    phases = np.array([0, 117, 351, -15, 180, 90, 30.5, 0, 0, 270, 5, 6], dtype=float)
+    written = write_sequence(tmp_path / "a.seq", shape=shape, inversion=inversion, phases_deg=phases)
+    sequence = read_pulseq(written.path)
+    assert_train(sequence, written)
+    assert sequence.n_slices == 1
+    assert sequence.n_samples == 400
+    assert sequence.fov_mm == pytest.approx((300, 300))
+    np.testing.assert_array_equal(sequence.adc, [-1, -1, -1, *range(12)])
+    np.testing.assert_array_equal(sequence.slice_of_adc, 0)
+    assert sequence.measured.all()
+    np.testing.assert_array_equal(sequence.receiver_deg, 0)
+    assert sequence.warnings == ()
+    assert written.path in sequence.train.source
 
 
-def test_a_file_that_does_not_say_what_its_pulses_are_for(tmp_path: Path) -> None:
-    found = read_pulseq(str(write_sequence(tmp_path / "a.seq", n_pulses=12, use=False)))
-    assert found.train.inversion_time_ms == pytest.approx(TI_MS, abs=1e-3)
-    assert "a pulse of 180° is taken for the inversion" in found.warnings
-    none = read_pulseq(str(write_sequence(tmp_path / "b.seq", n_pulses=12, inversion=False)))
-    assert none.train.inversion_time_ms is None
+def test_spirals_are_the_integral_of_their_gradients(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq")
+    sequence = read_pulseq(written.path)
+    found = sequence.trajectories
+    assert (found.by, found.units) == ("timepoint", "1/m")
+    assert found.dwell_us == pytest.approx(5)
+    assert found.points.shape == (5, 400, 2)
+    np.testing.assert_array_equal(found.which, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1])
+    k = places(sequence)
+    # PyPulseq integrates the same polygons: only its sums differ in their rounding.
+    reference = kspace_of_pypulseq(written.path, 400)[3:]
+    np.testing.assert_allclose(k.real, reference[..., 0], atol=1e-9 * EDGE_PER_M)
+    np.testing.assert_allclose(k.imag, reference[..., 1], atol=1e-9 * EDGE_PER_M)
+    # A polygon through means over raster intervals h is off by h² |k''| / 8: (1e-5 · 3π · 1.5 / 2e-3)² / 8.
+    closed = spiral_per_m((np.arange(400) + 0.5) * DWELL_S, 2e-3)
+    turns = np.exp(1j * np.deg2rad(written.turn_deg))[:, None]
+    assert np.abs(k - closed * turns).max() < 7e-4 * EDGE_PER_M
 
 
-def test_the_property_counts_more_and_is_said(small: Path) -> None:
-    found = read_pulseq(str(small), 30.0)
-    assert found.train.inversion_time_ms == 30
-    assert any("property inversion_time_ms is 30 ms, the Pulseq file has 21 ms" in w for w in found.warnings)
-    assert read_pulseq(str(small), 0.0).train.inversion_time_ms is None
+def test_gradients_before_the_centre_of_a_pulse_do_not_count(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", in_plane=True)
+    k = places(read_pulseq(written.path))
+    reference = kspace_of_pypulseq(written.path, 400)[3:]
+    # The gradient has passed nearly half of its 70 1/m before the centre.
+    assert 10 < np.abs(reference[:, 0, 1]).min() < 60
+    np.testing.assert_allclose(k.imag, reference[..., 1], atol=1e-9 * EDGE_PER_M)
 
 
-@pytest.mark.parametrize(
-    ("extra", "says"),
-    [
-        ("refocusing", "has a refocusing pulse: expected a FISP train"),
-        ("two ADCs", "has two ADCs behind the excitation"),
-        ("long ADC", r"imaging ADCs of .*400 × 5 µs .*expected one size"),
-        ("inversion", "inverts again before excitation 4"),
-        ("kz", "only 2D scans are reconstructed"),
-        ("no gradient", "no gradient along x or y during its ADCs"),
-    ],
-)
-def test_what_is_no_such_train(tmp_path: Path, extra: str, says: str) -> None:
-    path = write_sequence(tmp_path / "a.seq", n_pulses=12, extra=extra)
-    with pytest.raises(ScanError, match=says) as caught:
-        read_pulseq(str(path))
-    assert str(path) in str(caught.value)
+def test_straight_lines_of_a_trapezoid_are_exact(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", arbitrary=False)
+    sequence = read_pulseq(written.path)
+    assert len(sequence.trajectories.points) == 2
+    with quiet() as pp:
+        other = pp.Sequence()
+        other.read(written.path)
+        one = next(b for n in other.block_events if (b := other.get_block(n)).gx is not None)
+        rise, flat, g = one.gx.rise_time, one.gx.flat_time, one.gx.amplitude
+    t = ADC_DELAY_S + (np.arange(400) + 0.5) * DWELL_S
+    up, level, down = np.clip(t, 0, rise), np.clip(t - rise, 0, flat), np.clip(t - rise - flat, 0, rise)
+    k = g * (up**2 / (2 * rise) + level + down - down**2 / (2 * rise))
+    # The amplitude is the file's own; the rest is the area of a trapezoid.
+    np.testing.assert_allclose(places(sequence)[0], k, atol=1e-9 * EDGE_PER_M)
+    np.testing.assert_allclose(places(sequence)[1], -2 * k, atol=DIGITS * EDGE_PER_M)
+    # The sample nearest to the centre is the first one, which begins after the delay of the ADC.
+    np.testing.assert_allclose(sequence.train.te_ms, written.te_ms, atol=1e-6)
 
 
-def test_files_that_are_no_sequences(tmp_path: Path, small: Path) -> None:
-    with pytest.raises(ScanError, match="cannot be read"):
-        read_pulseq(str(tmp_path / "none.seq"))
-    with pytest.raises(ScanError, match="is no file"):
-        read_pulseq(str(tmp_path))
-    for number, text in enumerate(("", "nonsense\n", small.read_text()[:900], "\0" * 200)):
-        path = tmp_path / f"{number}.seq"
-        path.write_text(text)
-        with pytest.raises(ScanError, match=f"{number}.seq"):
-            read_pulseq(str(path))
-    nothing = write_sequence(tmp_path / "no.seq", n_pulses=0)
-    with pytest.raises(ScanError, match="no excitation"):
-        read_pulseq(str(nothing))
-    silent = write_sequence(tmp_path / "silent.seq", n_pulses=3, dummies=(0, 1, 2))
-    with pytest.raises(ScanError, match="no ADC behind an excitation"):
-        read_pulseq(str(silent))
+def test_an_inversion_time_of_a_property_counts_more(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq")
+    assert written.ti_ms is not None
+    sequence = read_pulseq(written.path, 12.5)
+    assert sequence.train.inversion_time_ms == 12.5
+    (warning,) = sequence.warnings
+    assert f"12.5 ms, the Pulseq file has {written.ti_ms:g} ms: the property counts" in warning
+    assert read_pulseq(written.path, 0.0).train.inversion_time_ms is None
+    assert read_pulseq(written.path, written.ti_ms).warnings == ()
 
 
-@pytest.mark.skipif(not _REAL.is_file(), reason="the real sequence is not at hand")
-def test_a_real_sequence() -> None:
-    found = read_pulseq(str(_REAL))
-    train = found.train
-    assert train.n_timepoints == 1000
-    assert (found.adc < 0).sum() == 100
-    assert len(found.trajectories.points) == 48
-    assert (found.n_samples, found.fov_mm) == (3072, (256.0, 256.0))
-    np.testing.assert_allclose(
-        train.flip_deg, np.loadtxt(_REAL.parent / "mrf_patterns_yun_fa.txt"), atol=1e-3
+# --- What each ADC is --------------------------------------------------------------------------------
+
+
+def test_dummy_pulses_have_no_adc(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", dummies=2, odd={7: "no ADC"})
+    sequence = read_pulseq(written.path)
+    assert_train(sequence, written)
+    lacking = np.isin(np.arange(12), [0, 1, 7])
+    np.testing.assert_array_equal(sequence.measured, ~lacking)
+    np.testing.assert_array_equal(sequence.adc, [-1, -1, -1, *np.flatnonzero(~lacking)])
+    reference = kspace_of_pypulseq(written.path, 400)[3:]
+    np.testing.assert_allclose(places(sequence)[~lacking].real, reference[..., 0], atol=1e-9 * EDGE_PER_M)
+
+
+def test_a_labelled_noise_adc_within_the_train_is_noise(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", n_noise=0, noise_label_at=4)
+    sequence = read_pulseq(written.path)
+    np.testing.assert_array_equal(sequence.adc, [0, 1, 2, 3, 4, -1, *range(5, 12)])
+    np.testing.assert_allclose(sequence.train.tr_ms[:-1], written.tr_ms[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["frequency", "label"])
+def test_slices_are_told_by_label_or_frequency(tmp_path: Path, by: str) -> None:
+    written = write_sequence(tmp_path / "a.seq", slices=2, slices_by=by, n_pulses=6)
+    sequence = read_pulseq(written.path)
+    assert sequence.n_slices == 2
+    assert_train(sequence, written)
+    np.testing.assert_array_equal(sequence.adc, [-1, -1, -1, *range(6), *range(6)])
+    np.testing.assert_array_equal(sequence.slice_of_adc, [0] * 3 + [0] * 6 + [1] * 6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 35.0], ids=["no-offset", "offset"])
+def test_phase_of_a_receiver_that_does_not_follow(tmp_path: Path, offset: float) -> None:
+    phases = np.array([0, 0, 0, 0, 0, 117, 351, -15, 180, 90, 30.5, 200], dtype=float)
+    follows = write_sequence(tmp_path / "a.seq", phases_deg=phases, receiver_offset_deg=offset)
+    np.testing.assert_array_equal(read_pulseq(follows.path).receiver_deg, 0)
+    written = write_sequence(
+        tmp_path / "b.seq", phases_deg=phases, receiver_follows=False, receiver_offset_deg=offset, dummies=1
     )
-    # Its blocks have a raster of 10 µs, to which the TRs of the list were rounded.
-    np.testing.assert_allclose(
-        train.tr_ms[:-1], np.loadtxt(_REAL.parent / "mrf_patterns_yun_tr.txt")[:-1], atol=0.02
-    )
-    assert (train.inversion_time_ms, train.te_ms[0]) == (pytest.approx(18.02), pytest.approx(2.02))
+    sequence = read_pulseq(written.path)
+    assert_train(sequence, written)
+    # Relative to the most frequent value, which is the offset; a dummy pulse has none.
+    apart = np.exp(1j * np.deg2rad(sequence.receiver_deg + phases))
+    np.testing.assert_allclose(apart, 1, atol=1e-5)
 
 
-# --- Scans --------------------------------------------------------------------------------------------
+# --- Other files -------------------------------------------------------------------------------------
 
 
-def simulated(path: Path, sequence: Path, layout: Layout = PULSEQ) -> Path:
-    simulate(path, phantom="nist", coils=4, sequence=sequence, layout=layout)
+@pytest.mark.parametrize("old_format", [True, False], ids=["version-1.4.1", "version-1.5"])
+def test_the_use_of_pulses_is_told_by_their_angle_if_the_file_does_not_say_it(
+    tmp_path: Path, old_format: bool
+) -> None:
+    written = write_sequence(tmp_path / "a.seq", use=False, old_format=old_format, dummies=1)
+    text = Path(written.path).read_text()
+    assert ("minor 4" in text) == old_format
+    sequence = read_pulseq(written.path)
+    assert_train(sequence, written)
+    assert sequence.warnings == ("a pulse of 180° is taken for the inversion",)
+    np.testing.assert_array_equal(sequence.adc, [-1, -1, -1, *range(1, 12)])
+
+
+def test_a_field_of_view_in_mm_or_none(tmp_path: Path) -> None:
+    assert read_pulseq(write_sequence(tmp_path / "a.seq", fov_m=256.0).path).fov_mm == (256, 256)
+    assert read_pulseq(write_sequence(tmp_path / "b.seq", fov_m=None).path).fov_mm is None
+
+
+def test_a_preparation_before_the_train_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", before="saturation")
+    sequence = read_pulseq(written.path)
+    assert sequence.warnings == ("a pulse for 'saturation' before the train is left out",)
+    assert_train(sequence, written)
+
+
+def test_a_few_adcs_of_another_size_are_left_out(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", n_pulses=60, odd={31: "short ADC"}, n_noise=0)
+    sequence = read_pulseq(written.path)
+    (warning,) = sequence.warnings
+    assert "400 × 5 µs (59 times), 200 × 5 µs (1 times), only the most frequent are used" in warning
+    np.testing.assert_array_equal(np.flatnonzero(~sequence.measured), [31])
+    assert sequence.n_samples == 400
+
+
+# --- What stops the scan -----------------------------------------------------------------------------
+
+WRONG = {
+    "no-excitation": ({"odd": dict.fromkeys(range(12), "no excitation")}, r"has no excitation: expected"),
+    "no-adc": ({"dummies": 12}, r"has no ADC behind an excitation: expected one for each timepoint"),
+    "two-adcs": ({"odd": {5: "two ADCs"}}, r"two ADCs behind the excitation at [\d.]+ ms: expected one"),
+    "one-pulse-less": (
+        {"odd": {5: "no excitation"}},
+        r"two ADCs behind the excitation at [\d.]+ ms: expected one",
+    ),
+    "refocusing": ({"odd": {4: "refocusing"}}, r"has a refocusing pulse: expected a FISP train"),
+    "saturation": ({"odd": {4: "saturation"}}, r"has a preparation pulse within the train"),
+    "second-inversion": ({"odd": {7: "inversion"}}, r"inverts again before excitation 7 .*expected one"),
+    "kz": ({"kz_per_m": 1.0}, r"moves along kz by 11 1/m .*only 2D"),
+    "sizes": (
+        {"odd": {1: "short ADC", 2: "short ADC"}},
+        r"ADCs of 400 × 5 µs \(10 times\), 200 × 5 µs \(2 times\): expected one size",
+    ),
+    "flips-of-slices": (
+        {"slices": 2, "flip_factor_of_last_slice": 0.5},
+        r"slices 0 and 1 have flip_deg [\d.]+ and [\d.]+ at timepoint \d+: expected the same train",
+    ),
+    "times-of-slices": (
+        {"slices": 2, "odd": {5: "late"}},
+        r"slices 0 and 1 have tr_ms [\d.]+ and [\d.]+ at timepoint 5: expected the same train",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_fingerprint_stops_the_scan(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    written = write_sequence(tmp_path / "a.seq", **change)
+    with pytest.raises(ScanError, match=message) as raised:
+        read_pulseq(written.path)
+    assert written.path in str(raised.value)
+
+
+def edit(path: str, change: Any) -> str:
+    """Change the lines of a file's blocks or its text, and leave out the signature of the old one."""
+    text = Path(path).read_text().split("[SIGNATURE]")[0]
+    Path(path).write_text(change(text))
     return path
 
 
-@pytest.fixture(scope="module")
-def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulated(tmp_path_factory.mktemp("scan") / "scan.h5", small)
+def test_a_file_that_cannot_be_read_stops_the_scan(tmp_path: Path) -> None:
+    for name, content in {
+        "garbage.seq": b"no sequence\n",
+        "empty.seq": b"",
+        "bytes.seq": bytes(range(256)),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ScanError, match=rf"{name} cannot be read as a Pulseq file: \S"):
+            read_pulseq(str(tmp_path / name))
+    with pytest.raises(ScanError, match=r"the Pulseq file .*absent\.seq cannot be read: .*No such file"):
+        read_pulseq(str(tmp_path / "absent.seq"))
+    with pytest.raises(ScanError, match="is no file of at most 256 MiB"):
+        read_pulseq(str(tmp_path))
 
 
-def assert_near_the_truth(
-    scan: Scan, path: Path, sequence: Path, *, within: float = 0.12, **properties: object
-) -> str:
-    result = scan.run(sequence=str(sequence), **properties)
-    assert result.outcome.failures == ()
-    truth = read_truth(path)
-    inside = (truth.t1_ms[0] > 2000) & (result.physical("T1") > 0)  # water: most of the object
-    assert inside.sum() > 200
-    for role, true in (("T1", truth.t1_ms[0]), ("T2", truth.t2_ms[0])):
-        # Low-rank maps of 120 timepoints: aliasing spreads them, their median is near.
-        assert np.median(result.physical(role)[inside] / true[inside]) == pytest.approx(1, abs=within)
-    return result.said
+def test_events_that_are_missing_stop_the_scan(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq")
+    edit(written.path, lambda text: re.sub(r"\[RF\].*?\n\n", "", text, flags=re.DOTALL))
+    with pytest.raises(ScanError, match=r"a\.seq cannot be read as a Pulseq file: KeyError \S"):
+        read_pulseq(written.path)
 
 
-def test_a_scan_without_flags_train_or_trajectory(measured: Path, small: Path) -> None:
-    said = assert_near_the_truth(Scan.load(measured), measured, small)
-    assert "4 coils whitened by 5 noise readouts" in said
-    assert "repetition (numbers ADCs of the sequence)" in said
-    assert "24 interleaves of 400 samples, by timepoint" in said
+def test_readouts_without_gradients_stop_the_scan(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", arbitrary=False)
+    # Columns of a block: number, duration, RF, gx, gy, gz, ADC, extension.
+    edit(
+        written.path,
+        lambda text: re.sub(r"(?m)^( *\d+ +\d+ +\d+ +)[1-9]\d*( +0 +0 +[1-9]\d* +\d+)$", r"\g<1>0\2", text),
+    )
+    with pytest.raises(ScanError, match="has no gradient along x or y during its ADCs: expected spirals"):
+        read_pulseq(written.path)
 
 
-def test_noise_that_is_flagged(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured).flag(np.arange(5), Flag.IS_NOISE_MEASUREMENT)
-    assert "whitened by 5 noise readouts" in assert_near_the_truth(scan, measured, small)
+def test_slices_of_different_lengths_or_inversions_stop_the_scan(tmp_path: Path) -> None:
+    written = write_sequence(tmp_path / "a.seq", slices=2, n_pulses=6)
+    text = Path(written.path).read_text()
+    blocks = re.search(r"\[BLOCKS\]\n(.*?)\n\n", text, re.DOTALL)
+    assert blocks
+    lines = blocks[1].splitlines()
+
+    def with_blocks(kept: list[str]) -> str:
+        numbered = [re.sub(r"^ *\d+", str(n), line) for n, line in enumerate(kept, start=1)]
+        return edit(
+            written.path, lambda _: text.split("[SIGNATURE]")[0].replace(blocks[1], "\n".join(numbered))
+        )
+
+    with pytest.raises(ScanError, match=r"its slices have \[6, 5\] excitations: expected the same train"):
+        read_pulseq(with_blocks(lines[:-4]))
+    readout = lines[-2].split()
+    assert readout[6] != "0"
+    readout[6] = "0"
+    with pytest.raises(ScanError, match="its slices have their ADCs behind different pulses"):
+        read_pulseq(with_blocks([*lines[:-2], " ".join(readout), lines[-1]]))
+    second = [n for n, line in enumerate(lines) if line.split()[2] == lines[3].split()[2]][1]
+    with pytest.raises(ScanError, match=r"slices 0 and 1 have inversion times 18\.22 and 0 ms"):
+        read_pulseq(with_blocks([*lines[:second], *lines[second + 1 :]]))
 
 
-def test_a_scan_without_its_noise(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured).without(np.arange(5))
-    assert "not whitened" in assert_near_the_truth(scan, measured, small)
+# --- A sequence that others wrote --------------------------------------------------------------------
+
+OPENMRF = Path(__file__).parents[3] / "shared/data/sequences"
 
 
-def test_counters_of_the_timepoints_alone(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured)
-    scan.heads["idx"]["repetition"][5:] -= 5
-    scan.limit("repetition", 119)
-    assert_near_the_truth(scan, measured, small)
-
-
-def test_no_counter(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured).limit("repetition", None)
-    scan.heads["idx"]["repetition"] = 0
-    assert_near_the_truth(scan.copy(), measured, small, timepoint="arrival")
-    with pytest.raises(ScanError, match="no counter numbers the timepoints"):
-        scan.run(sequence=str(small))
-
-
-def test_dummy_pulses_count_for_the_signal(tmp_path: Path) -> None:
-    # Simulated as if all had been measured; the readouts of the dummies are then left out of the scan.
-    whole = write_sequence(tmp_path / "whole.seq")
-    dummies = (0, 1, 2, 50)
-    path = simulated(tmp_path / "scan.h5", whole)
-    scan = Scan.load(path).without([5 + t for t in dummies])
-    with_dummies = write_sequence(tmp_path / "dummies.seq", dummies=dummies)
-    for numbered in (True, False):
-        ours = scan.copy()
-        if numbered:  # the ADCs, of which there are fewer
-            ours.heads["idx"]["repetition"] = np.arange(121)
-            ours.limit("repetition", 120)
-        else:
-            ours.heads["idx"]["repetition"] = 0
-            ours.limit("repetition", None)
-        counter = "auto" if numbered else "arrival"
-        # Without the first readouts, which tell T1 best.
-        said = assert_near_the_truth(ours, path, with_dummies, within=0.2, timepoint=counter)
-        assert "120, 116 of them measured" in said
-
-
-def test_removed_oversampling(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured)
-    scan.data = [np.ascontiguousarray(data[:, ::2]) for data in scan.data]
-    scan.heads["number_of_samples"] = N_SAMPLES // 2
-    scan.heads["sample_time_us"] *= 2
-    scan.trajectories = [np.zeros((N_SAMPLES // 2, 0), np.float32)] * len(scan.data)
-    assert_near_the_truth(scan, measured, small)
-
-
-def test_a_receiver_that_stays(tmp_path: Path) -> None:
-    path = write_sequence(tmp_path / "a.seq", rf_phase_deg=180, receiver_follows=False)
-    scan = simulated(tmp_path / "scan.h5", path)
-    said = assert_near_the_truth(Scan.load(scan), scan, path)
-    assert "receiver phase: does not follow the RF phase: corrected" in said
-
-
-def test_readouts_longer_than_the_adc_are_refused(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured)
-    scan.data = [np.pad(data, ((0, 0), (0, 9))) for data in scan.data]
-    scan.heads["number_of_samples"] += 9
-    scan.trajectories = [np.zeros((N_SAMPLES + 9, 0), np.float32)] * len(scan.data)
-    with pytest.raises(ScanError, match=r"has 400 samples of 5 µs, the readouts have 409"):
-        scan.run(sequence=str(small))
-
-
-def test_what_is_attached_counts_unless_the_property_replaces_it(tmp_path: Path, small: Path) -> None:
-    path = simulated(tmp_path / "scan.h5", small, replace(PULSEQ, attached=True))
-    scan = Scan.load(path)
-    said = assert_near_the_truth(scan.copy(), path, small)
-    assert "trajectory: of each readout (attached to the readouts)" in said
-    scan.trajectory(lambda k: k[:, ::-1])  # something else
-    said = assert_near_the_truth(scan, path, small, trajectory=str(small))
-    assert "24 interleaves of 400 samples, by timepoint" in said
-
-
-def test_contradictions_are_said_with_both_values(measured: Path, small: Path) -> None:
-    scan = Scan.load(measured)
-    scan.space("encodedSpace", (64, 64), (310, 310)).header_list("TI", [33.0])
-    result = scan.run(sequence=str(small), trajectory_units="1/m")
-    assert "is 300 mm in the Pulseq file and 310 mm in the header" in result.said
-    assert "the inversion time is 21 ms in the Pulseq file and 33 ms in the header" in result.said
+@pytest.mark.skipif(
+    not (OPENMRF / "test_mrf.seq").exists(), reason="the sequence of OpenMRF is not on this machine"
+)
+def test_a_sequence_of_openmrf() -> None:
+    sequence = read_pulseq(str(OPENMRF / "test_mrf.seq"))
+    assert sequence.train.n_timepoints == 1000
+    np.testing.assert_array_equal(sequence.adc, [*[-1] * 100, *range(1000)])
+    assert len(sequence.trajectories.points) == 48
+    assert sequence.n_samples == 3072
+    assert sequence.fov_mm == pytest.approx((256, 256))
+    # Both come from six digits.
+    listed = np.loadtxt(OPENMRF / "mrf_patterns_yun_fa.txt").ravel()
+    np.testing.assert_allclose(sequence.train.flip_deg, listed, atol=1e-3)
+    assert sequence.train.inversion_time_ms == pytest.approx(18.02, abs=1e-3)
+    np.testing.assert_allclose(sequence.train.te_ms, 2.02, atol=1e-3)
+    np.testing.assert_array_equal(sequence.receiver_deg, 0)
+    assert sequence.measured.all()

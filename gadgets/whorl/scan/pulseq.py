@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -214,16 +213,23 @@ def _read(path: str) -> Any:
         warnings.simplefilter("ignore")
         import pypulseq
 
-        sequence = pypulseq.Sequence()
+        sequence, why = pypulseq.Sequence(), ""
         try:
             sequence.read(path)
-            if not sequence.block_events:
-                raise ValueError("it has no blocks")
         except Exception as error:  # a malformed file raises whatever its reader comes across
-            why = str(error) or type(error).__name__
-            traceback.clear_frames(error.__traceback__)  # they hold the open file
-            raise ScanError(f"{path} cannot be read as a Pulseq file: {why}") from error
+            why = _why(error)
+    if not why and not sequence.block_events:
+        why = "it has no blocks"
+    if why:
+        # Not from that error, which would hold PyPulseq's open file.
+        raise ScanError(f"{path} cannot be read as a Pulseq file: {why}")
     return sequence
+
+
+def _why(error: Exception) -> str:
+    """What an error of PyPulseq says; of a key alone nobody would know what it is."""
+    name = type(error).__name__
+    return f"{name} {error}" if isinstance(error, LookupError) else str(error) or name
 
 
 def _walk(sequence: Any, path: str, told: list[str]) -> _Walk:
@@ -249,8 +255,7 @@ def _walk(sequence: Any, path: str, told: list[str]) -> _Walk:
             except ScanError:
                 raise
             except Exception as error:
-                why = str(error) or type(error).__name__
-                raise ScanError(f"block {number} of {path} cannot be understood: {why}") from error
+                raise ScanError(f"block {number} of {path} cannot be understood: {_why(error)}") from error
             walk.now += float(block.block_duration)
     return walk
 

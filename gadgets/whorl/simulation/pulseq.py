@@ -74,9 +74,9 @@ def read_played(path: str | os.PathLike[str]) -> Played:
         for number in sequence.block_events:
             block = sequence.get_block(number)
             if block.rf is not None:
-                # On a fine raster, whether the file has samples or the corners of a polygon.
-                fine = (np.arange(20_000) + 0.5) / 20_000 * block.rf.shape_dur
-                area = np.interp(fine, block.rf.t, block.rf.signal).mean() * block.rf.shape_dur
+                # A block pulse has its two ends only.
+                raster = np.arange(0.5 * sequence.rf_raster_time, block.rf.shape_dur, sequence.rf_raster_time)
+                area = np.interp(raster, block.rf.t, block.rf.signal).sum() * sequence.rf_raster_time
                 if block.rf.use in ("inversion", "i"):
                     inverted.append(now + block.rf.delay + block.rf.center)
                 else:
