@@ -23,7 +23,7 @@ from whorl.scan.failure import ScanError
 from whorl.scan.pulseq import PulseqSequence, read_pulseq
 
 #: The file has six significant digits of an amplitude and of each sample of a shape.
-DIGITS = 3e-6
+DIGITS = 1e-5
 
 
 def places(sequence: PulseqSequence) -> NDArray[Any]:
