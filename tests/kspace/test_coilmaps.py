@@ -165,7 +165,7 @@ def test_files(tmp_path: Path) -> None:
     infinite[0, 0, 0] = np.nan
     for number, (values, says) in enumerate(
         (
-            ({"maps": csm}, "have maps: expected an array csm"),
+            ({"one": csm, "two": csm}, "have one, two: expected an array csm"),
             ({"csm": csm, "body": csm[0]}, "expected an array csm"),
             ({"csm": csm[0]}, r"has shape \(12, 13\)"),
             ({"csm": infinite}, "not of finite numbers"),

@@ -72,7 +72,7 @@ def test_files_that_are_no_trajectories(scan: Scan, tmp_path: Path) -> None:
     infinite = k.copy()
     infinite[2, 3, 1] = np.inf
     for name, says, values in (
-        ("empty", "has other: expected an array trajectory", {"other": k}),
+        ("empty", "has one, two: expected an array trajectory", {"one": k, "two": k}),
         ("shape", r"has shape \(24, 884, 4\)", {"trajectory": np.zeros((24, 884, 4))}),
         ("kind", "expected numbers", {"trajectory": np.zeros((2, 3, 2), dtype=complex)}),
         ("infinite", "not finite", {"trajectory": infinite}),

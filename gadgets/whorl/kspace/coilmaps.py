@@ -6,15 +6,14 @@ Letters: K coefficients, C coils, V virtual coils, Z slices, Y X pixels, H W pix
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.kspace.coils import coil_maps, smooth
+from whorl.scan.array_file import read_arrays
 from whorl.scan.failure import ScanError
 
 #: Edge of the low-resolution images: of 256 pixels, k-space up to an eighth of its edge.
@@ -26,8 +25,6 @@ _SIGMA = 4.0
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
 #: power iterations.
 _CALIBRATION, _KERNEL, _THRESHOLD, _ITERATIONS = 20, 5, 0.02, 12
-#: Largest file of maps.
-_LARGEST_BYTES = 1 << 31
 
 
 def low_resolution(images: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -224,28 +221,7 @@ def read_external_maps(path: str) -> ExternalMaps:
     ScanError
         If the file cannot be read or has no such array.
     """
-    try:
-        size = Path(path).stat().st_size
-        if not Path(path).is_file() or size > _LARGEST_BYTES:
-            raise ValueError(f"it is no file of at most {_LARGEST_BYTES >> 20} MiB")
-        names = ("csm", "body")
-        with Path(path).open("rb") as file:
-            if file.read(8) == b"\x89HDF\r\n\x1a\n":
-                # By a descriptor of its own: see h5py issue 2920.
-                with h5py.File(file, "r") as hdf5:
-                    found, there = {n: np.asarray(hdf5[n][()]) for n in names if n in hdf5}, list(hdf5)
-            else:
-                file.seek(0)
-                loaded = np.load(file, allow_pickle=False)
-                if isinstance(loaded, np.lib.npyio.NpzFile):
-                    with loaded:
-                        found, there = {n: loaded[n] for n in names if n in loaded.files}, loaded.files
-                else:
-                    found, there = {"csm": loaded}, ["csm"]
-    except Exception as error:  # a foreign file may raise whatever its reader comes across
-        # numpy takes what it does not know for a pickle, and advises to load it all the same.
-        why = "it holds no arrays of numbers" if "pickle" in str(error) else str(error)
-        raise ScanError(f"the coil maps {path} cannot be read as .npy, .npz or .h5: {why}") from error
+    found, there = read_arrays(path, "the coil maps", ["csm", "body"])
     if len(found) != 1:
         raise ScanError(
             f"the coil maps {path} have {', '.join(there) or 'nothing'}: expected an array csm "

@@ -30,8 +30,9 @@ _OTHERS = (
     "repetition",
     "set",
 )
-#: Readouts after a prescan whose energy it is compared with, and the share that is still noise.
-_AFTER_PRESCAN, _SILENT = 16, 0.1
+#: Readouts after a prescan that it is compared with. How far a sample of noise may stand out of its readout:
+#: of one coil and 65536 samples by a factor of 17.
+_AFTER_PRESCAN, _FLAT = 16, 20.0
 
 
 class ScanCounter:
@@ -151,7 +152,7 @@ def mark_prescan(readouts: Iterable[Readout], n_noise: int) -> Iterator[Readout]
     """Flag the noise readouts at the start of a scan that are not flagged as such.
 
     A Pulseq sequence without labels sends its noise prescan as any other readout. The first `n_noise`
-    are noise if there is none before them and they have hardly any of the energy of those that follow.
+    are noise if none of their samples stands out, and in those that follow some do: an echo is short.
 
     Parameters
     ----------
@@ -162,10 +163,6 @@ def mark_prescan(readouts: Iterable[Readout], n_noise: int) -> Iterator[Readout]
     decided = False
     for readout in readouts:
         if decided or readout.flags & NOT_IMAGING:
-            decided |= bool(readout.flags & Flag.IS_NOISE_MEASUREMENT)
-            if decided and waiting:
-                yield from waiting
-                waiting = []
             yield readout
             continue
         waiting.append(kept(readout))
@@ -178,15 +175,18 @@ def mark_prescan(readouts: Iterable[Readout], n_noise: int) -> Iterator[Readout]
 
 def _with_noise_flags(readouts: list[Readout], n_noise: int) -> list[Readout]:
     first, rest = readouts[:n_noise], readouts[n_noise:]
-    if first and rest and _energy(first) < _SILENT * _energy(rest):
+    if first and rest and _outstanding(first) < min(_FLAT, _outstanding(rest) / 2):
         for readout in first:
             readout.head["flags"] |= np.uint64(Flag.IS_NOISE_MEASUREMENT)
     return readouts
 
 
-def _energy(readouts: list[Readout]) -> float:
-    """Median over readouts of the strongest sample's mean square: an echo stands out, noise does not."""
-    return float(np.median([np.max(np.square(np.abs(r.data)).mean(0), initial=0.0) for r in readouts]))
+def _outstanding(readouts: list[Readout]) -> float:
+    """Strongest sample relative to the usual one, in mean square over the coils; median over readouts."""
+    power = [np.square(np.abs(r.data)).mean(0) for r in readouts if r.data.size]
+    if not power:
+        return 1.0
+    return float(np.median([p.max() / max(float(np.median(p)), 1e-30) if p.any() else 1.0 for p in power]))
 
 
 class Placed:

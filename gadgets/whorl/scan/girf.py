@@ -14,16 +14,15 @@ Vannesjo et al., Magn Reson Med 76:45 (2016), doi:10.1002/mrm.25841 (trajectorie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.interpolate import CubicSpline
 
+from whorl.scan.array_file import read_arrays
 from whorl.scan.failure import ScanError
 
-_LARGEST_BYTES = 1 << 28
 #: A response at frequency 0 is 1; a measured one to a few per cent.
 _DC = (0.9, 1.1)
 #: Beyond its ends a trajectory goes on: with a gradient that rises from 0 before, and falls to it after.
@@ -56,7 +55,7 @@ class Girf:
 def read_girf(path: str, raster_us: float = 10.0) -> Girf:
     """Read the response of property ``girf``.
 
-    `.npy`, or `.npz` with an array `girf` (or only one) and perhaps a number `raster_us`. Shapes: `(N,)`, the
+    `.npy`, or `.npz` or HDF5 with an array `girf` and perhaps a number `raster_us`. Shapes: `(N,)`, the
     same for all axes; `(2, N)` or `(3, N)`, by axis; `(3, 3, N)` and `(3, 4, N)`, what each axis makes along
     all, the latter with the constant field first.
 
@@ -65,25 +64,13 @@ def read_girf(path: str, raster_us: float = 10.0) -> Girf:
     ScanError
         If the file cannot be read, or holds no response.
     """
-    try:
-        size = Path(path).stat().st_size
-        if not Path(path).is_file() or size > _LARGEST_BYTES:
-            raise ValueError(f"it is no file of at most {_LARGEST_BYTES >> 20} MiB")
-        with Path(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                with loaded:
-                    name = "girf" if "girf" in loaded.files or len(loaded.files) != 1 else loaded.files[0]
-                    if name not in loaded.files:
-                        raise ValueError(f"expected an array girf, got {', '.join(loaded.files) or 'none'}")
-                    if "raster_us" in loaded.files:
-                        raster_us = float(loaded["raster_us"])
-                    loaded = loaded[name]
-    except Exception as error:  # a foreign file may raise whatever its reader comes across
-        # numpy takes what it does not know for a pickle, and advises to load it all the same.
-        why = "it holds no array of numbers" if "pickle" in str(error) else str(error)
-        raise ScanError(f"the gradient response {path} cannot be read as .npy or .npz: {why}") from error
-    return Girf(_response(loaded, path), _raster(raster_us, path), path)
+    found, there = read_arrays(path, "the gradient response", ["girf", "raster_us"])
+    if "girf" not in found:
+        names = ", ".join(there) or "nothing"
+        raise ScanError(f"the gradient response {path} has {names}: expected an array girf")
+    if "raster_us" in found:
+        raster_us = float(found["raster_us"].reshape(-1)[0])
+    return Girf(_response(found["girf"], path), _raster(raster_us, path), path)
 
 
 def _raster(raster_us: float, path: str) -> float:

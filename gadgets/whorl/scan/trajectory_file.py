@@ -6,19 +6,18 @@ Letters: I interleaves, S samples, D columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from whorl.scan.array_file import HDF5, read_arrays, with_file
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING
 from whorl.scan.trajectories import Trajectories
 from whorl.scan.trajectory import UNITS
 
-_LARGEST_BYTES = 1 << 30
 _NAMES = ("trajectory", "kx", "ky", "density", "units", "dwell_us", "by")
 
 
@@ -63,36 +62,18 @@ def read_trajectories(path: str) -> Trajectories:
     ScanError
         If the file cannot be read, or has no trajectory that can be used.
     """
-    try:
-        size = Path(path).stat().st_size
-        if not Path(path).is_file() or size > _LARGEST_BYTES:
-            raise ValueError(f"it is no file of at most {_LARGEST_BYTES >> 20} MiB")
-        with Path(path).open("rb") as file:
-            if file.read(8) == b"\x89HDF\r\n\x1a\n":
-                # By a descriptor of its own: what two threads open by name HDF5 takes for one file, and
-                # crashes when one of them closes it while the other reads (h5py issue 2920).
-                with h5py.File(file, "r") as hdf5:
-                    if acquisitions := _acquisitions(hdf5):
-                        return _of_readouts(acquisitions, path)
-                    values = {name: hdf5[name][()] for name in _NAMES if name in hdf5}
-                    values = {**{n: hdf5.attrs[n] for n in _NAMES if n in hdf5.attrs}, **values}
-                    there = list(hdf5)
-            else:
-                file.seek(0)
-                loaded = np.load(file, allow_pickle=False)
-                if not isinstance(loaded, np.lib.npyio.NpzFile):
-                    loaded, values, there = None, {"trajectory": loaded}, ["trajectory"]
-                else:
-                    with loaded:
-                        values = {name: loaded[name] for name in _NAMES if name in loaded.files}
-                        there = loaded.files
-        return _of_arrays(values, there, path)
-    except ScanError:
-        raise
-    except Exception as error:  # a foreign file may raise whatever its reader comes across
-        # numpy takes what it does not know for a pickle, and advises to load it all the same.
-        why = "it holds no arrays of numbers" if "pickle" in str(error) else str(error)
-        raise ScanError(f"the trajectory {path} cannot be read as .npz, .h5 or MRD: {why}") from error
+
+    def readouts(file: Any) -> Trajectories | None:
+        """Those of an MRD file; ``None`` if it is another one."""
+        if file.read(len(HDF5)) != HDF5:
+            return None
+        with h5py.File(file, "r") as hdf5:
+            acquisitions = _acquisitions(hdf5)
+            return _of_readouts(acquisitions, path) if acquisitions is not None else None
+
+    if found := with_file(path, "the trajectory", readouts):
+        return found
+    return _of_arrays(*read_arrays(path, "the trajectory", _NAMES), path)
 
 
 def _of_arrays(values: Mapping[str, Any], there: list[str], path: str) -> Trajectories:

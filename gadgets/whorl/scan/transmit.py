@@ -6,15 +6,14 @@ Letters: Z slices, Y X pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from whorl.scan.array_file import read_arrays
 from whorl.scan.failure import ScanError
 
-_LARGEST_BYTES = 1 << 30
 #: A relative field is near 1; percent, degrees and DICOM units are not.
 _PLAUSIBLE = (0.2, 3.0)
 
@@ -75,7 +74,7 @@ class TransmitField:
 def read_b1_map(path: str) -> TransmitField:
     """Read the map of property ``b1_map``.
 
-    `.npy`, or `.npz` with an array `b1` (or only one): `(Z, Y, X)` or `(Y, X)`. 0 and NaN mean that
+    `.npy`, or `.npz` or HDF5 with an array `b1`: `(Z, Y, X)` or `(Y, X)`. 0 and NaN mean that
     nothing was measured.
 
     Raises
@@ -83,22 +82,10 @@ def read_b1_map(path: str) -> TransmitField:
     ScanError
         If the file cannot be read or does not hold a relative transmit field.
     """
-    try:
-        size = Path(path).stat().st_size
-        if not Path(path).is_file() or size > _LARGEST_BYTES:
-            raise ValueError(f"it is no file of at most {_LARGEST_BYTES} bytes")
-        with Path(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                with loaded:
-                    name = "b1" if "b1" in loaded.files or len(loaded.files) != 1 else loaded.files[0]
-                    if name not in loaded.files:
-                        raise ValueError(f"expected an array b1, got {', '.join(loaded.files) or 'none'}")
-                    loaded = loaded[name]
-    except Exception as error:  # a foreign file may raise whatever its reader comes across
-        # numpy takes what it does not know for a pickle, and advises to load it all the same.
-        why = "it holds no array of numbers" if "pickle" in str(error) else str(error)
-        raise ScanError(f"the B1 map {path} cannot be read as .npy or .npz: {why}") from error
+    found, there = read_arrays(path, "the B1 map", ["b1"])
+    if "b1" not in found:
+        raise ScanError(f"the B1 map {path}: expected an array b1, got {', '.join(there) or 'none'}")
+    loaded = found["b1"]
     if loaded.ndim == 2:
         loaded = loaded[None]
     if loaded.ndim != 3 or not loaded.size or loaded.dtype.kind not in "fiu":
