@@ -63,6 +63,13 @@ def test_a_part_that_is_missing_costs_its_readout(scan: Scan) -> None:
     assert "2 readouts of the wrong size were dropped" in result.said
 
 
+def test_a_part_that_comes_twice_costs_its_readout(scan: Scan) -> None:
+    split(scan, 3)
+    order = np.insert(np.arange(len(scan.heads)), 4 + 3 * 30 + 2, 4 + 3 * 30 + 1)
+    result = scan.take(order).run()
+    assert "1 of 120 readouts are missing" in str(result.of("T1").meta["whorl_notes"])
+
+
 def test_segments_that_number_something_else_are_not_joined(scan: Scan, untouched: Result) -> None:
     scan.heads["idx"]["segment"][scan.imaging] = np.arange(120) % 4
     result = scan.run()
