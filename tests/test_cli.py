@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from pulseq_files import write_sequence
 from scan_edit import Scan
 from whorl import __version__
 from whorl.cli import main
@@ -290,3 +291,16 @@ def test_a_cache_that_is_damaged_is_said_and_mended(tiny_scan: Path, tmp_path: P
     assert mended.returncode == 0
     assert "It is built anew" in mended.stderr
     assert "built anew" not in started("dictionary", "build", tiny_scan, *cache).stderr
+
+
+def test_the_dictionary_of_a_pulseq_file(tmp_path: Path) -> None:
+    sequence = write_sequence(tmp_path / "a.seq", n_pulses=60).path
+    shown = []
+    for timepoints in (0, 50):
+        arguments = ["-p", f"sequence={sequence}", "-p", f"timepoints={timepoints}"]
+        result = CliRunner().invoke(main, ["dictionary", "show", *arguments])
+        assert result.exit_code == 0, result.output
+        shown.append(result.output)
+    assert "60" in shown[0]
+    assert "50" in shown[1]
+    assert shown[0] != shown[1]

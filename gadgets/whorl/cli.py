@@ -401,6 +401,7 @@ def _of_train(command: Callable[..., None]) -> Callable[..., None]:
 def _dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, ...]) -> tuple[Any, ...]:
     """Settings, parameters and the dictionary of a scan or a train."""
     from whorl.dictionaries import dictionary_parameters, get_dictionary
+    from whorl.scan.pulseq import read_pulseq
     from whorl.scan.resolve import train_from_csv
     from whorl.scan.transmit import read_b1_map
 
@@ -411,8 +412,13 @@ def _dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, 
 
         train = find_train(read_header(scan), read_readouts(scan), settings)
     elif settings.sequence:
-        inversion = settings.inversion_time_ms if settings.inversion_time_ms > 0 else None
-        train = train_from_csv(settings.sequence, inversion)
+        told = settings.inversion_time_ms
+        if settings.sequence.lower().endswith(".seq"):
+            train = read_pulseq(settings.sequence, told if told >= 0 else None).train
+        else:
+            train = train_from_csv(settings.sequence, told if told > 0 else None)
+        if 0 < settings.timepoints < train.n_timepoints:
+            train = train.first(settings.timepoints)
     else:
         raise click.UsageError(
             "no train: give a SCAN, or -p sequence=train.csv (and -p inversion_time_ms=20)"

@@ -298,7 +298,8 @@ def find_train(header_xml: bytes, readouts: Iterable[Readout], settings: Setting
     """
     sources = gather(header_xml, settings)
     if sources.train is not None and sources.overridden:
-        return sources.train
+        n = settings.timepoints
+        return sources.train.first(n) if 0 < n < sources.train.n_timepoints else sources.train
     return find_protocol(header_xml, readouts, settings).train
 
 
