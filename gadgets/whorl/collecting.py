@@ -37,9 +37,9 @@ _MOST_OPEN = 1024
 #: Timepoints that must have come again before they are taken for a repetition of the scan.
 _REPEATED = 16
 #: Reasons of the tally that are no loss.
-HARMLESS = ("came twice",)
+HARMLESS = ("came twice", "lie behind the timepoints that are used")
 _STRAY = "of a slice that the header does not announce were dropped"
-_TWICE = "came twice"
+_TWICE, _BEHIND = HARMLESS
 _AGAIN = "came again with other data; the first one counts"
 _LATE = "came after their slice was over and were dropped"
 _OUT = "with a timepoint outside the train were dropped"
@@ -358,7 +358,7 @@ class Collector:
         t = int(protocol.resolved.timepoints(np.array([head]))[0])
         self._compare(protocol, head, t)
         if not 0 <= t < protocol.train.n_timepoints:
-            self._tally.lose(_OUT, number)
+            self._tally.lose(self._why_outside(protocol, t), number)
             self._check_outside(protocol)
             return None
         if any(part.seen.get(t) == its_digest for part in mine):
@@ -410,6 +410,10 @@ class Collector:
         """Compare a readout with the train, unless a property says what the train is."""
         if self._compared is not None and 0 <= t < len(self._compared) and self._compared[t]:
             resolve.check_agreement(protocol.train, np.array([head]), np.array([t]))
+
+    def _why_outside(self, protocol: Protocol, t: int) -> str:
+        behind = self._settings.timepoints and t >= protocol.train.n_timepoints
+        return _BEHIND if behind else _OUT
 
     def _check_outside(self, protocol: Protocol) -> None:
         T = protocol.train.n_timepoints
@@ -514,7 +518,7 @@ class Collector:
                 parts.append(part)
             part_of[r] = parts.index(part)
             if not inside:
-                self._tally.lose(_OUT, number)
+                self._tally.lose(self._why_outside(protocol, t), number)
             elif twice and protocol.counter != "arrival":
                 self._tally.lose(_TWICE, number)
             else:

@@ -88,7 +88,11 @@ class Settings:
         "trajectory too",
         local=True,
     )
-    timepoints: int = _setting(0, "timepoints at the start of the train that were measured; 0: all", low=0)
+    timepoints: int = _setting(
+        0,
+        "timepoints at the start of the train that are used, whether more were measured or not; 0: all",
+        low=0,
+    )
     inversion_time_ms: float = _setting(-1.0, "inversion delay; 0: no inversion; -1: from the header", low=-1)
     timepoint: Literal["auto", "user_int", "repetition", "contrast", "set", "arrival"] = _setting(
         "auto", "counter that numbers the timepoints"

@@ -212,6 +212,14 @@ def test_the_beginning_of_a_longer_train(scan: Scan) -> None:
     for result in (announced, scan.copy().run(timepoints=100)):
         assert result.outcome.exit_code == 0
         np.testing.assert_array_equal(result.of("T2").data, expected.of("T2").data)
+    # The same of a scan that goes on: what lies behind is not used, and no loss.
+    for one in (whole, whole.copy().no_header_train()):
+        more = one.copy().run(timepoints=100)
+        assert more.outcome.exit_code == 0
+        assert "20 readouts lie behind the timepoints that are used" in more.said
+        assert_close(more, expected, share=0.98)
+    with pytest.raises(ScanError, match=r"with timepoints=60 needs exactly 60 readouts of a slice, got 120"):
+        whole.copy().run(timepoints=60, timepoint="arrival")
     with pytest.raises(ScanError, match=r"timepoints is 130: expected at most 120"):
         scan.run(timepoints=130)
 

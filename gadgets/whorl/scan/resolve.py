@@ -461,7 +461,7 @@ def resolve_train(
     coverage
         Share of the timepoints that the slice must have.
     n_measured
-        Property ``timepoints``: pulses at the start of the train that were measured; 0: all.
+        Property ``timepoints``: pulses at the start of the train that are used; 0: all.
     announced
         Timepoints that the header announces: if `early` is longer and does not fit, so many are tried.
     numberings
@@ -473,19 +473,21 @@ def resolve_train(
         If there is no train, no counter, or sources contradict each other.
     """
     has_user = _has_user_train(heads)
-    if early is not None and n_measured:
-        if n_measured > early.n_timepoints:
-            raise ScanError(
-                f"timepoints is {n_measured}: expected at most {early.n_timepoints}, the length of the train "
-                f"({early.source})"
-            )
-        if n_measured < early.n_timepoints:
-            early = early.first(n_measured)
-            numberings = [numbering.first(n_measured) for numbering in numberings]
+    if early is not None and n_measured > early.n_timepoints:
+        raise ScanError(
+            f"timepoints is {n_measured}: expected at most {early.n_timepoints}, the length of the train "
+            f"({early.source})"
+        )
+    if choice == "arrival" and n_measured and len(heads) != n_measured:
+        # More may be a longer train or repetitions, and nothing tells which.
+        raise ScanError(
+            f"timepoint=arrival with timepoints={n_measured} needs exactly {n_measured} readouts of a slice, "
+            f"got {len(heads)}"
+        )
     if early is not None and not overridden:
         # Header lists that are shorter than what was played are protocol values and not a train.
         try:
-            _fitting(early, heads, choice, coverage, announced, numberings)
+            _fitting(early, heads, choice, coverage, announced, numberings, n_measured)
         except ScanError as error:
             try:
                 counter = find_counter(heads, None, choice, coverage)
@@ -496,7 +498,7 @@ def resolve_train(
             if T * (COVERAGE if counter == "arrival" else 1) > early.n_timepoints:
                 early = None
     if early is not None:
-        found = _fitting(early, heads, choice, coverage, announced, numberings)
+        found = _fitting(early, heads, choice, coverage, announced, numberings, n_measured)
         early, t, warnings = found.train, found.timepoints(heads), []
         if choice == "arrival":
             t = found.numbering.timepoints(t % found.numbering.expected(early.n_timepoints))
@@ -515,12 +517,13 @@ def resolve_train(
             "each timepoint, and user_int of the readouts is empty. "
             "Set property sequence to a CSV file flip_deg,tr_ms,te_ms or to the Pulseq file"
         )
-    counter, T = _repeated_train(heads, choice) if not n_measured else ("", 0)
+    counter, T = _repeated_train(heads, choice)
     if not counter:
-        counter = find_counter(heads, n_measured or None, choice, coverage)
+        counter = find_counter(heads, None, choice, coverage)
         # Those that arrival numbers are as many as there are.
         t = timepoints(heads, counter)
-        T = n_measured or train_length(t, None, coverage) or len(t)
+        T = train_length(t, None, coverage) or len(t)
+    T = min(T, n_measured or T)
     t = timepoints(heads, counter)
     inside = (t >= 0) & (t < T)
     return Resolved(train_from_readouts(heads[inside], t[inside], T, ti), counter)
@@ -554,9 +557,17 @@ def _fitting(
     coverage: float,
     announced: int,
     numberings: Sequence[Numbering],
+    n_measured: int = 0,
 ) -> Resolved:
-    """The first numbering of a train that a counter fits; at last that of its announced beginning."""
+    """The first numbering of a train that a counter fits; at last that of its announced beginning.
+
+    With `n_measured` only the beginning is used, whether more was measured or not.
+    """
+    n_used = min(n_measured or early.n_timepoints, early.n_timepoints)
     trials = [(early, numbering) for numbering in numberings]
+    if n_used < early.n_timepoints:
+        trials = [] if choice == "arrival" else trials
+        trials += [(early.first(n_used), numbering.first(n_used)) for numbering in numberings]
     if 1 < announced < early.n_timepoints and choice != "arrival":
         trials.append((early.first(announced), _PLAIN))
     failure: ScanError | None = None
@@ -566,7 +577,8 @@ def _fitting(
         except ScanError as error:  # noqa: PERF203 - a few, once
             failure = failure or error
         else:
-            return Resolved(train, counter, numbering)
+            used = train.first(n_used) if n_used < train.n_timepoints else train
+            return Resolved(used, counter, numbering)
     assert failure is not None
     try:
         raise failure

@@ -67,7 +67,14 @@ def read_played(path: str | os.PathLike[str]) -> Played:
         import pypulseq
 
         sequence = pypulseq.Sequence()
-        sequence.read(str(path))
+        try:
+            sequence.read(str(path))
+        except Exception as error:  # whatever its reader comes across
+            why = str(error) or type(error).__name__
+        else:
+            why = "" if sequence.block_events else "it has no blocks"
+        if why:
+            raise ValueError(f"{path} cannot be read as a Pulseq file: {why}")
         k_adc, _, t_excitation, _, t_adc = sequence.calculate_kspace()
         pulses, adcs, inverted = [], [], []
         now = 0.0
