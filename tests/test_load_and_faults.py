@@ -298,7 +298,8 @@ def test_a_client_that_dies_while_images_come_back(server: Tended, scan: Scan, e
 
 def test_a_client_that_never_reads_loses_its_place(strict: Served, scan: Scan) -> None:
     """It is waited for once, not for each of its slices, and then it is sent nothing more."""
-    scan.two_slices()
+    # Images of 0.3 MB: those of 64² a kernel may keep for the receiver.
+    scan.two_slices().space("reconSpace", (288, 288), (300, 300))
     with ExitStack() as stack:
         deaf = [stack.enter_context(Client(strict.port, listen=False)) for _ in range(2)]
         for one in deaf:

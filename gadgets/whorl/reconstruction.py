@@ -250,7 +250,7 @@ def _played(
             )
         moved, turned = corrected(nominal / pixel_m, dwell_us, girf, delay_us, directions)
         played = (moved * pixel_m).astype(np.float32)
-        phase = None if turned is None else -turned
+        phase = turned  # which the data lack: the field adds to that of the gradients, exp(-i 2π k·r)
         shift = np.abs(played - nominal).max() * max(header.recon.matrix[:2])
         log("DBG", f"trajectory corrected by up to {shift:.2g} cycles per field of view")
     if settings.fov_shift == "nominal":

@@ -138,8 +138,8 @@ def corrected(
     Returns
     -------
     tuple
-        Trajectory `(I, S, 2)` in 1/m, and the phase `(I, S)` in radians that the constant field adds to the
-        samples, ``None`` without a response.
+        Trajectory `(I, S, 2)` in 1/m, and ``2π ∫ B0`` `(I, S)` in radians, ``None`` without a response: the
+        constant field adds to ``G·r``, so that samples have the phase ``exp(-i (2π ∫ B0 + 2π k·r))``.
 
     Raises
     ------

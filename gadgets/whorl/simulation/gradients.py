@@ -33,7 +33,7 @@ def play(spiral: Spiral, girf: ArrayLike) -> tuple[NDArray[np.complex128], NDArr
     Returns
     -------
     tuple
-        `(I, S)` kx + i ky in cycles/m, and `(I, S)` radians.
+        `(I, S)` kx + i ky in cycles/m, and ``2π ∫ B0`` `(I, S)` in radians.
     """
     if spiral.raster_us != _RASTER_US:
         raise ValueError(f"the raster of the gradient is {spiral.raster_us:g} µs: expected {_RASTER_US:g}")

@@ -423,7 +423,8 @@ def simulate(
     rng = np.random.default_rng(seed)
     if field_phase is not None:
         for part in kspace:
-            part *= np.exp(1j * field_phase[arms])[:, None].astype(np.complex64)
+            # The field adds to that of the gradients, whose phase is exp(-i 2π k·r).
+            part *= np.exp(-1j * field_phase[arms])[:, None].astype(np.complex64)
     if file is not None:
         # The signals are in the frame of the RF phase, the receiver is in its own.
         receiver = np.exp(1j * np.deg2rad(train.phase_deg - file.receiver_deg)).astype(np.complex64)
