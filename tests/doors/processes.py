@@ -63,7 +63,8 @@ class Served:
         return Usage.of(self.process.pid)
 
     def lines(self) -> list[str]:
-        return self.log.read_text().splitlines()
+        """Whole lines: the last one may be on its way."""
+        return self.log.read_text().rpartition("\n")[0].splitlines()
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
