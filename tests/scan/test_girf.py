@@ -16,7 +16,7 @@ from whorl.simulation.gradients import play
 from whorl.simulation.scan import read_truth, simulate
 from whorl.simulation.spiral import Spiral, design_spiral
 
-_REAL = Path("/work/shared/data/girf/girf_10us.npy")
+_REAL = Path(__file__).parents[3] / "shared/data/girf/girf_10us.npy"
 N = 20000
 HZ = (np.arange(N) - N // 2) * 5.0
 
