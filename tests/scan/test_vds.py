@@ -132,7 +132,7 @@ def test_parameters_of_the_header(scan: Scan) -> None:
     assert found is not None
     assert (len(found), found.units, found.by, found.dwell_us) == (24, "1/cm", "arm", 2.5)
     one = vds_spiral([30.0], 64 / 60, 24, 4.0, 15000.0, 2.5)
-    np.testing.assert_array_equal(found.points[0], one)
+    np.testing.assert_array_equal(found.points[0], -one)  # of the sign that Gadgetron gives it
     assert resolve_units(found.points.astype(np.float32), read_header(scan.header).encoded) == "1/cm"
     # Clockwise, as Gadgetron turns them.
     x, y = found.points[0, -1]
@@ -168,6 +168,9 @@ def test_missing_and_wrong_parameters(scan: Scan) -> None:
         trajectories_from_header(described(scan.copy(), some).header)
     with pytest.raises(ScanError, match="cannot be computed: interleaves is 0"):
         trajectories_from_header(described(scan.copy(), {**PARAMETERS, "interleaves": 0}).header)
+    many = {**PARAMETERS, "interleaves": 65536, "MaxSlewRate_G_per_cm_per_s": 50.0}
+    with pytest.raises(ScanError, match=r"65536 interleaves of .* samples are too many"):
+        trajectories_from_header(described(scan.copy(), many).header)
     broken = described(scan.copy(), PARAMETERS)
     broken.header = broken.header.replace(b"<value>30.0</value>", b"<value>wide</value>")
     with pytest.raises(ScanError, match="FOVCoeff_1_cm of the spiral in the MRD header is 'wide'"):

@@ -18,6 +18,8 @@ from whorl.scan.readout import NOT_IMAGING
 from whorl.scan.trajectories import Trajectories
 from whorl.scan.trajectory import UNITS
 
+#: Samples of all interleaves: 10000 of 5000 take 0.8 GB.
+_MOST_PLACES = 50_000_000
 _NAMES = ("trajectory", "kx", "ky", "density", "units", "dwell_us", "by")
 
 
@@ -39,7 +41,17 @@ def rotated(
     -------
     ndarray
         `(I, S, D)`; the first is `points`.
+
+    Raises
+    ------
+    ScanError
+        If they are more than 50 million samples.
     """
+    if n_interleaves * len(points) > _MOST_PLACES:  # both may come from a header
+        raise ScanError(
+            f"{n_interleaves} interleaves of {len(points)} samples are too many: expected at most "
+            f"{_MOST_PLACES} samples in all"
+        )
     step = rotation_deg or 360.0 / n_interleaves
     angle = np.deg2rad(step * np.arange(n_interleaves))[:, None]
     x, y = points[:, 0].astype(np.float64), points[:, 1].astype(np.float64)

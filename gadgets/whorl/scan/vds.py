@@ -143,8 +143,9 @@ def vds_spiral(
 def trajectories_from_header(xml: bytes, rotation_deg: float = 0.0) -> Trajectories | None:
     """The spiral that the header's parameters describe, by arm; ``None`` if it has none.
 
-    They stand in `encoding/trajectoryDescription` or in `userParameters`. Arm n is interleaf 0 turned
-    clockwise by 360° n / I, as Gadgetron (toolboxes/mri/spiral/vds.cpp) turns them, or by `rotation_deg` n.
+    They stand in `encoding/trajectoryDescription` or in `userParameters`. As in Gadgetron
+    (toolboxes/mri/spiral/vds.cpp) k has the opposite sign of the design, and arm n is interleaf 0 turned
+    clockwise by 360° n / I (or by `rotation_deg` n): a scan with that trajectory attached lies the same.
 
     Raises
     ------
@@ -193,7 +194,7 @@ def trajectories_from_header(xml: bytes, rotation_deg: float = 0.0) -> Trajector
     except ValueError as error:
         raise ScanError(f"the spiral in the MRD header cannot be computed: {error}") from error
     return Trajectories(
-        points=rotated(one, I, rotation_deg or -360.0 / I),
+        points=rotated(-one, I, rotation_deg or -360.0 / I),
         units="1/cm",
         source=f"{_IDENTIFIER} parameters of the header",
         by="arm",
