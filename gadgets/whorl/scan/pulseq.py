@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 from whorl.scan.failure import ScanError
 from whorl.scan.train import Train
@@ -334,7 +335,7 @@ def _flip(rf: Any) -> tuple[float, float]:
     """
     signal, times = np.asarray(rf.signal), np.asarray(rf.t, dtype=float)
     if len(times) > 1 and times[0] < _TIME:  # a time shape: the corners of a polygon, from its start on
-        integral, sweep = np.trapezoid(signal, times), np.trapezoid(np.abs(signal), times)
+        integral, sweep = trapezoid(signal, times), trapezoid(np.abs(signal), times)
     else:  # in the middle of raster intervals
         step = times[1] - times[0] if len(times) > 1 else float(rf.shape_dur)
         integral, sweep = signal.sum() * step, np.abs(signal).sum() * step
