@@ -99,7 +99,8 @@ def write_sequence(
     arbitrary
         Whether the readouts are spirals; if not, they are straight lines of a trapezoid along x.
     shape
-        Of the excitations: ``sinc``, ``block``, or ``trapezoid``, which has corners at unequal times.
+        Of the excitations: ``sinc``, ``block`` (its two ends), ``samples`` (a block by its samples), or
+        ``trapezoid``, which has corners at unequal times.
     in_plane
         Whether a gradient along y lies in the block of the pulse, before and after its centre.
     kz_per_m
@@ -174,6 +175,9 @@ def write_sequence(
                     delay = rf.delay
                     rf = pulse(np.rad2deg(angle), EXCITATION_S, "excitation")
                     rf.delay = delay
+                if shape == "samples":
+                    rf.t = (np.arange(800) + 0.5) * 1e-6
+                    rf.signal = np.full(800, angle / (2 * np.pi) / EXCITATION_S)
                 if shape == "trapezoid":
                     height = angle / (2 * np.pi) / 0.6e-3
                     rf.t = np.array([0.0, 0.2e-3, 0.6e-3, 0.8e-3])

@@ -57,7 +57,7 @@ def kspace_of_pypulseq(path: str, n_samples: int) -> NDArray[np.float64]:
 # --- Train and trajectory ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", ["sinc", "block", "trapezoid"])
+@pytest.mark.parametrize("shape", ["sinc", "block", "samples", "trapezoid"])
 @pytest.mark.parametrize("inversion", [True, False], ids=["inverted", "not-inverted"])
 def test_the_train_is_what_was_written(tmp_path: Path, shape: str, inversion: bool) -> None:
     phases = np.array([0, 117, 351, -15, 180, 90, 30.5, 0, 0, 270, 5, 6], dtype=float)

@@ -12,7 +12,7 @@ from pulseq_files import DWELL_S, EDGE_PER_M, spiral_per_m, write_sequence
 from whorl.simulation.pulseq import read_played
 
 
-@pytest.mark.parametrize("shape", ["sinc", "block", "trapezoid"])
+@pytest.mark.parametrize("shape", ["sinc", "block", "samples", "trapezoid"])
 def test_what_is_played_is_what_was_written(tmp_path: Path, shape: str) -> None:
     phases = np.array([0, 117, 351, 15, 180, 90, 30.5, 0, 0, 270, 5, 6], dtype=float)
     written = write_sequence(tmp_path / "a.seq", shape=shape, phases_deg=phases, receiver_follows=False)
