@@ -113,10 +113,12 @@ def test_maps_of_the_coils_become_those_of_virtual_ones() -> None:
     torch.testing.assert_close(maps, expected)
     one = ExternalMaps(two[1:].numpy(), None, "here").on_slice(7, matrix, seen)
     torch.testing.assert_close(one, maps)
+    with pytest.raises(ScanError, match="are 0 throughout slice 0"):
+        ExternalMaps(two.numpy(), None, "here").on_slice(0, matrix, seen)
     with pytest.raises(ScanError, match="2 slices, and none for slice 2"):
         ExternalMaps(two.numpy(), None, "here").on_slice(2, matrix, seen)
     with pytest.raises(ScanError, match="have 4 coils, the scan has 5"):
-        ExternalMaps(two[:, :4].numpy(), None, "here").on_slice(0, matrix, seen)
+        ExternalMaps(two[:, :4].numpy(), None, "here").on_slice(1, matrix, seen)
 
 
 def test_another_matrix_covers_the_same_field_of_view() -> None:
@@ -156,7 +158,8 @@ def test_files(tmp_path: Path) -> None:
         found = read_external_maps(str(tmp_path / name))
         assert found.csm is not None
         assert (found.csm.shape, found.body) == (shape, None)
-        np.testing.assert_array_equal(found.csm[-1], csm)
+        # In a unit of its own (float32 rounding).
+        np.testing.assert_allclose(found.csm[-1], csm / np.abs(csm).max(), rtol=1e-6)
     found = read_external_maps(str(tmp_path / "c.npz"))
     assert found.csm is None
     assert found.body is not None
@@ -180,6 +183,22 @@ def test_files(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
     with pytest.raises(ScanError, match="cannot be read"):
         read_external_maps(str(tmp_path / "none.npy"))
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e30, 1.0, 1e-30], ids="{:g}".format)
+@pytest.mark.parametrize("name", ["csm", "body"])
+def test_the_unit_of_a_file_does_not_matter(tmp_path: Path, name: str, scale: float) -> None:
+    images, inside = scene((24, 31), noise=0)
+    true = smooth_maps((24, 31)).numpy().astype(np.complex128)
+    values = true if name == "csm" else np.ones((24, 31))
+    np.savez(tmp_path / "maps.npz", **{name: scale * values})
+    maps = read_external_maps(str(tmp_path / "maps.npz")).on_slice(
+        0, torch.eye(C, dtype=torch.complex64), images
+    )
+    np.testing.assert_allclose(torch.linalg.vector_norm(maps, dim=0)[inside], 1, rtol=1e-5)
+    # By the body coil they are smoothed over 4 of 24 pixels.
+    least = 0.9999 if name == "csm" else 0.95
+    assert float(overlap(maps, smooth_maps((24, 31)), inside).min()) > least
 
 
 # --- Scans ------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ class ExternalMaps:
     csm
         Complex `(Z, C, Y, X)`, or ``None``.
     body
-        Complex `(Z, Y, X)`, or ``None``.
+        Complex `(Z, Y, X)`, or ``None``. Either is in a unit of its own, in which the largest value is 1.
     source
         The file.
     """
@@ -177,7 +177,7 @@ class ExternalMaps:
         Raises
         ------
         ScanError
-            If the file lacks the slice, or has other coils.
+            If the file lacks the slice, is 0 throughout it, or has other coils.
         """
         shape = coil_images.shape[-2], coil_images.shape[-1]
         values = self.csm if self.csm is not None else self.body
@@ -188,6 +188,10 @@ class ExternalMaps:
                 f"expected one for each, or one for all"
             )
         one = torch.from_numpy(values[0 if len(values) == 1 else number]).to(matrix.device)
+        if not bool(one.any()):
+            raise ScanError(
+                f"the coil maps {self.source} are 0 throughout slice {number}: expected what the coils see"
+            )
         if self.csm is not None:
             if one.shape[0] != matrix.shape[1]:
                 raise ScanError(
@@ -240,5 +244,6 @@ def read_external_maps(path: str) -> ExternalMaps:
         raise ScanError(f"{name} of the coil maps {path} is not of finite numbers: expected complex ones")
     if not values.any():
         raise ScanError(f"{name} of the coil maps {path} is 0 throughout: expected what the coils see")
-    own = values.astype(np.complex64)
+    # Of any unit: squares of single precision shall neither overflow nor vanish.
+    own = (values / np.abs(values).max()).astype(np.complex64)
     return ExternalMaps(own if name == "csm" else None, own if name == "body" else None, path)
