@@ -26,6 +26,7 @@ import whorl.pipeline as pipeline
 from bench_automatic import error
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
+from whorl.encoding import Encoding
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import coil_maps, compression_matrix
 from whorl.kspace.slicebuffer import SubspaceKspace
@@ -33,7 +34,7 @@ from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.lowrank import adjoint_coil_images
-from whorl.reconstruction import Encoding, reconstruct_slice
+from whorl.reconstruction import reconstruct_slice
 from whorl.scan.readout import Flag
 from whorl.simulation.scan import Truth, read_truth, simulate
 

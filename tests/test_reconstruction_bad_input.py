@@ -16,10 +16,11 @@ import whorl.pipeline
 import whorl.reconstruction
 from scan_edit import QUANTITIES, Result, Scan
 from whorl.config import Settings
+from whorl.encoding import Encoding
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
 from whorl.recon import methods
-from whorl.reconstruction import Encoding, SliceResult, reconstruct_slice
+from whorl.reconstruction import SliceResult, reconstruct_slice
 from whorl.scan.failure import ScanError
 from whorl.simulation.scan import simulate
 from whorl.simulation.signals import jiang_train
@@ -62,9 +63,11 @@ def slice_(loaded_scan: Scan) -> Slice:
     seen: list[Slice] = []
     real = reconstruct_slice
 
-    def look(kspace: SubspaceKspace, encoding: Encoding, dictionary: Dictionary, *others: Any) -> SliceResult:
+    def look(
+        kspace: SubspaceKspace, encoding: Encoding, dictionary: Dictionary, *others: Any, **named: Any
+    ) -> SliceResult:
         seen.append(Slice(kspace, encoding, dictionary))
-        return real(kspace, encoding, dictionary, *others)
+        return real(kspace, encoding, dictionary, *others, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whorl.pipeline, "reconstruct_slice", look)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from whorl import __version__
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.maps.images import SliceMaps
+from whorl.fitting import record_fit
+from whorl.maps.images import Frame, SliceMaps
 from whorl.maps.rois import (
     QUANTITIES,
     SHORTEST_T2_MS,
@@ -37,7 +37,7 @@ from whorl.maps.rois import (
     well_seen,
 )
 from whorl.pipeline import Outcome, find_protocol, reconstruct_scan
-from whorl.reconstruction import Inside, SliceResult
+from whorl.reconstruction import SliceResult
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING, Readout
 from whorl.scan.resolve import Resolved
@@ -312,55 +312,6 @@ def of_voxels(run: Run, reference: Mapping[str, NDArray[np.float32]]) -> dict[st
         difference = float(np.median(100 * (ours / theirs - 1))) if len(theirs) else math.nan
         summary[f"{quantity} median difference %"] = difference
     return summary
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Frame:
-    """The fit of the INR after an iteration.
-
-    Parameters
-    ----------
-    title
-        For instance ``iteration 12``.
-    features
-        Joint features `(F, Y, X)`.
-    images
-        Magnitude of the subspace images `(K, Y, X)`.
-    maps
-        As they would have been sent.
-    """
-
-    title: str
-    features: NDArray[np.float32]
-    images: NDArray[np.float32]
-    maps: SliceMaps
-
-
-def record_fit(inside: Inside) -> list[Frame]:
-    """Repeat the fit of a slice; frames at iterations that grow by a sixth, and the images at last."""
-    if inside.refit is None:
-        return []
-    frames: list[Frame] = []
-
-    def frame(title: str, features: Tensor, images: Tensor) -> Frame:
-        shown = (images.abs() * inside.mask).float().cpu().numpy()
-        return Frame(title, features.float().cpu().numpy(), shown, inside.to_maps(images))
-
-    wanted = {round(1.16**n) for n in range(80)}
-    latest = 0
-
-    def watch(iteration: int, current: Callable[[], Any]) -> None:
-        nonlocal latest
-        latest = iteration
-        if iteration in wanted:
-            fit = current()
-            frames.append(frame(f"iteration {iteration}", fit.features[:-1], fit.coefficients))
-
-    fit = inside.refit(watch)
-    if latest not in wanted:
-        frames.append(frame(f"iteration {latest}", fit.features[:-1], fit.coefficients))
-    frames.append(frame("sent", fit.features[:-1], inside.images))
-    return frames
 
 
 # --- All together ----------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.comparison import Comparison, Frame, Run, voxels
+from whorl.comparison import Comparison, Run, voxels
+from whorl.maps.images import Frame
 from whorl.maps.rois import QUANTITIES
 
 _N_FEATURES = 9

@@ -13,6 +13,7 @@ import typing
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import PurePath
 from typing import Any, Literal
 
 
@@ -58,6 +59,37 @@ class Settings:
     )
     deadline_s: float = _setting(
         0.0, "time for one slice after its last readout; then its low-rank maps are sent; 0: none", low=0
+    )
+    scan_deadline_s: float = _setting(
+        0.0,
+        "time for all slices after the end of the scan; then low-rank maps are sent of those that are not "
+        "ready; 0: none",
+        low=0,
+    )
+    preview: bool = _setting(
+        False,
+        "low-rank maps of each slice at once, as series of their own (11 to 15), before its maps",
+        changes_maps=False,
+    )
+    rgb: bool = _setting(
+        False, "T1 and T2 in colour too (lipari, navia), as series 21 and 22", changes_maps=False
+    )
+    uncertainty: bool = _setting(
+        False,
+        "standard deviations of T1 and T2 too, as series 6 and 7; made after the maps, in about twice the "
+        "time",
+        changes_maps=False,
+    )
+    subspace_images: bool = _setting(
+        False, "the complex subspace images too, as series 31", changes_maps=False
+    )
+    fit_frames: int = _setting(
+        0,
+        "pictures of the fit (subspace images, maps, joint features), as series 41 to 44, for the "
+        "animation of a report: so many of each slice; the fit is made once more for them",
+        low=0,
+        high=60,
+        changes_maps=False,
     )
     error_image: bool = _setting(
         False, "a readable status image if nothing else can be sent", changes_maps=False
@@ -437,6 +469,16 @@ class Settings:
                 f'factors of the flip angle, for instance "1 0.97 0.8 0.4 0.1"'
             )
         return factors
+
+    def changed(self) -> dict[str, Any]:
+        """Settings that are not the default, files by their name alone."""
+        values = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                is_file = f.metadata["local"] and isinstance(value, str)
+                values[f.name] = PurePath(value).name if is_file else value
+        return values
 
     def digest(self) -> str:
         """Short hash of all settings that can change a map, for the provenance of an image."""

@@ -19,10 +19,11 @@ from torch import Tensor
 from whorl.collecting import HARMLESS, Collector, Part, Report
 from whorl.config import Settings
 from whorl.dictionaries import dictionary_parameters, get_dictionary
+from whorl.encoding import Encoder, Encoding
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
-from whorl.reconstruction import Encoder, Encoding, is_tuned, reconstruct_slice
+from whorl.reconstruction import is_tuned, reconstruct_slice
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
 from whorl.scan.protocol import Item, Protocol, gather

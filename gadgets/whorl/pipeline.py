@@ -7,6 +7,7 @@ complete slices to `whorl.reconstruction.reconstruct_slice`, in a thread of its 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,14 +23,19 @@ from torch import Tensor
 
 from whorl.collecting import HARMLESS, Collector, Part, Report
 from whorl.config import Settings
+from whorl.deadlines import Deadline, in_time
 from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
+from whorl.encoding import Encoder, Encoding
+from whorl.fitting import record_fit
 from whorl.kspace.coilmaps import read_external_maps
-from whorl.kspace.slicebuffer import SliceBuffer
+from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
 from whorl.logs import current_scan
-from whorl.maps.images import ImageMaker, Provenance
+from whorl.maps.geometry import orientation
+from whorl.maps.images import ImageMaker, Provenance, SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.recon.inr import warm_up
-from whorl.reconstruction import Encoder, SliceResult, is_tuned, reconstruct_slice
+from whorl.recon.pointspread import check_order
+from whorl.reconstruction import B1Field, SliceResult, is_tuned, reconstruct_slice
 from whorl.scan.arrivals import ScanCounter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally, UnusableScan
@@ -44,6 +50,8 @@ _logger = logging.getLogger("whorl")
 _SHORT_TRAIN = 50
 #: Slices that are complete and not sent yet; while there are more, no readouts are taken.
 _HANDED_OVER = 2
+#: Joint features that the pictures of a fit show.
+_N_FEATURES = 8
 
 LogText = Callable[[str, str], None]
 #: Takes the number of a slice and everything that is known about it.
@@ -116,6 +124,8 @@ class _Scan:
         self._coil_maps = read_external_maps(settings.coil_maps_file) if settings.coil_maps_file else None
         self._encoder = Encoder(self._header, settings, self._device, report.say)
         self._protocol: Protocol | None = None
+        self._deadline = Deadline()  # of the scan: known when it ends
+        self._order: tuple[Encoding, bool] | None = None
         self._delivered = 0
         self._jobs: list[Future[None]] = []  # those that may not be done yet
         self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
@@ -201,10 +211,37 @@ class _Scan:
                 kspace = kspace.turned(encoding.phase)
             folded = time.monotonic()
             settings = self._settings
-            deadline = arrived + settings.deadline_s if settings.deadline_s else None
+            deadline = None
+            if settings.deadline_s or settings.scan_deadline_s:
+                deadline = Deadline(arrived + (settings.deadline_s or math.inf), self._deadline)
             field = self._b1_map.on_slice(part.slice_number, encoding.shape) if self._b1_map else None
             maps = partial(self._coil_maps.on_slice, part.slice_number) if self._coil_maps else None
-            result = reconstruct_slice(kspace, encoding, dictionary, settings, deadline, field, maps)
+            head = self._labelled(buffer.head, part)
+            self._report.say("DBG", f"{part}: its readouts are here, reconstructing")
+
+            def on_lowrank(maps: SliceMaps) -> None:
+                after = time.monotonic() - arrived
+                self._report.say("DBG", f"{part}: low-rank maps ready after {after:.2f} s")
+                if settings.preview:
+                    ahead = self._provenance("lowrank", "complete", (), {"lowrank": after})
+                    self._send_all(self._images.images(maps, head, ahead, preview=True))
+
+            def progress(iteration: int, iterations: int) -> None:
+                if iteration == iterations // 2:
+                    self._report.say("DBG", f"{part}: fit at iteration {iteration} of {iterations}")
+
+            result = reconstruct_slice(
+                kspace,
+                encoding,
+                dictionary,
+                settings,
+                deadline,
+                B1Field(*field) if field is not None else None,
+                maps,
+                noise_sd=1.0 if self.collector.whitening is not None else None,
+                on_lowrank=on_lowrank if settings.preview else None,
+                progress=progress,
+            )
             if self._b1_map and field is None:
                 result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
             if T < _SHORT_TRAIN:
@@ -222,43 +259,136 @@ class _Scan:
                 **result.seconds,
                 "slice": time.monotonic() - waited,
             }
-            provenance = Provenance(
-                method=result.method,
-                status=result.status,
-                notes=(*self._report.of_each_slice, *result.notes),
-                settings=settings.digest(),
-                protocol_name=self._header.protocol_name,
-                seconds=result.seconds,
+            if assumed := orientation(head)[2]:
+                result.remark("degraded", assumed)
+            flags = []
+            if result.method != settings.method or result.status == "fallback":
+                flags.append("fallback")
+            if len(part.seen) < T:
+                flags.append(f"readouts_lost={T - len(part.seen)}")
+            if self._is_uneven(kspace, encoding, dictionary):
+                flags.append("uneven_order")
+            provenance = replace(
+                self._provenance(result.method, result.status, result.notes, result.seconds),
                 preset=str(result.diagnostics.get("preset", "")),
+                flags=tuple(flags),
+                losses=result.inside.losses if result.inside is not None else (),
             )
-            if provenance.notes and provenance.status == "complete":
-                provenance = replace(provenance, status="degraded")
             if self._observe is not None:
                 self._observe(part.slice_number, result)
-            head = self._labelled(buffer.head)
-            for image in self._images.images(result.maps, head, provenance, part.repetition):
-                self._send(image)
-                self._delivered += 1
+            self._send_all(self._images.images(result.maps, head, provenance))
             for note in result.notes:
                 self._report.note(f"{part}: {note}")
             times = ", ".join(f"{name} {value:.2f} s" for name, value in result.seconds.items())
             self._report.say("DBG", f"{part} sent: {result.method}, {result.status}; {times}")
+            self._send_more(part, result, head, provenance, deadline)
         except Exception as error:
             if not isinstance(error, ScanError):
                 _logger.exception("%s failed", part)
             self._report.fail(f"{part} failed: {str(error) or type(error).__name__}")
 
-    def _labelled(self, head: np.void) -> np.void:
-        """The head that says where the slice is."""
-        if self._settings.fov_shift != "off":
-            return head
+    def _send_all(self, images: list[ismrmrd.Image]) -> None:
+        for image in images:
+            self._send(image)
+            self._delivered += 1
+
+    def _send_more(
+        self,
+        part: Part,
+        result: SliceResult,
+        head: np.void,
+        provenance: Provenance,
+        deadline: Deadline | None,
+    ) -> None:
+        """What was asked for beside the maps; if it cannot be made that is said, and costs no map."""
+        settings, images, inside = self._settings, self._images, result.inside
+        found = inside is not None
+
+        def coloured() -> list[ismrmrd.Image]:
+            return images.coloured(result.maps, head, provenance)
+
+        def subspace() -> list[ismrmrd.Image]:
+            assert inside is not None
+            values = inside.images if inside.phase is None else inside.phase * inside.images
+            shown = (values * inside.mask).to(torch.complex64).cpu().numpy()
+            return images.subspace(shown, head, provenance)
+
+        def deviations() -> list[ismrmrd.Image]:
+            assert inside is not None
+            make = partial(inside.deviations, deadline)
+            sd = make() if deadline is None else in_time(make, deadline, "whorl-uncertainty")
+            return images.deviations(*sd, head, provenance)
+
+        def frames() -> list[ismrmrd.Image]:
+            assert inside is not None
+            return images.frames(record_fit(inside, settings.fit_frames), _N_FEATURES, head, provenance)
+
+        wanted: list[tuple[bool, str, Callable[[], list[ismrmrd.Image]]]] = [
+            (settings.rgb, "coloured maps", coloured),
+            (settings.subspace_images and found, "subspace images", subspace),
+            (settings.uncertainty and found, "uncertainty", deviations),
+            (bool(settings.fit_frames) and found, "pictures of the fit", frames),
+        ]
+        for is_wanted, name, make in wanted:
+            if not is_wanted:
+                continue
+            try:
+                made = make()
+            except Exception as error:
+                if not isinstance(error, ImportError | TimeoutError):
+                    _logger.exception("%s: no %s", part, name)
+                self._report.note(f"{part}: no {name}: {error or type(error).__name__}")
+                continue
+            self._send_all(made)
+
+    def _provenance(
+        self, method: str, status: str, notes: Iterable[str], seconds: dict[str, float]
+    ) -> Provenance:
+        assert self._protocol is not None
+        notes = (*self._report.of_each_slice, *notes)
+        train = self._protocol.train
+        resolved = [f"train of {train.n_timepoints} timepoints: {train.source}"]
+        resolved += [f"{item.name}: {item.value} ({item.source})" for item in self._protocol.items]
+        return Provenance(
+            method=method,
+            status="degraded" if notes and status == "complete" else status,
+            notes=notes,
+            settings=self._settings.digest(),
+            protocol_name=self._header.protocol_name,
+            seconds=seconds,
+            resolved=tuple(resolved),
+            changed=self._settings.changed(),
+        )
+
+    def _is_uneven(self, kspace: SubspaceKspace, encoding: Encoding, dictionary: Dictionary) -> bool:
+        """Whether the order of the interleaves biases low-rank maps; said once."""
+        if self._order is None or self._order[0] is not encoding:
+            points = encoding.points.reshape(*encoding.dcf.shape, 2)
+            try:
+                order = check_order(
+                    kspace.gram, encoding.dcf, points, encoding.nufft, encoding.shape, dictionary
+                )
+            except Exception:
+                _logger.exception("the order of the interleaves could not be judged")
+                return False
+            if order.biased and self._order is None:
+                self._report.say("WRN", order.warning())
+            self._order = encoding, order.biased
+        return self._order[1]
+
+    def _labelled(self, head: np.void, part: Part) -> np.void:
+        """The head that says where the slice is, and which repetition of it this is."""
         head = head.copy()
-        # In the plane of the slice the data are centred on the isocentre.
-        head["position"] = np.dot(head["position"], head["slice_dir"]) * head["slice_dir"]
+        head["idx"]["repetition"] = part.repetition
+        if self._settings.fov_shift == "off":
+            # In the plane of the slice the data are centred on the isocentre.
+            head["position"] = np.dot(head["position"], head["slice_dir"]) * head["slice_dir"]
         return head
 
     def finish(self, ended_early: str) -> Outcome:
         """The stream is over: reconstruct what is open, wait for all slices."""
+        if self._settings.scan_deadline_s:
+            self._deadline.bring_forward(time.monotonic() + self._settings.scan_deadline_s)
         self.collector.finish(ended_early)
         for job in self._jobs:
             job.result()

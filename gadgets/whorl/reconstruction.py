@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,68 +20,40 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.cores import spread
+from whorl.deadlines import Deadline, DeadlinePassed, in_time
+from whorl.encoding import Encoding
 from whorl.kspace.coilmaps import maps_from_centre
-from whorl.kspace.coils import combine, compression_matrix
-from whorl.kspace.density import attached_density, density_compensation
-from whorl.kspace.nufft import Nufft, make_nufft
-from whorl.kspace.rovir import low_resolution_images, region_energies, rovir_matrix
-from whorl.kspace.slicebuffer import Compress, HeldOut, SubspaceKspace
+from whorl.kspace.coils import combine
+from whorl.kspace.nufft import make_nufft
+from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
+from whorl.physics.precision import as_real, relative_sd, sensitivity
 from whorl.recon import methods
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.corrected import Start, advance, corrected_start, corrected_starts, joint_phase
 from whorl.recon.heldout import held_out_error, without
-from whorl.recon.inr import DeadlinePassed, InrFit, Watch, fit_inr
+from whorl.recon.inr import InrFit, Watch, fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import GramNormal, is_real, make_normal
 from whorl.recon.slicedata import Estimate, SliceData
 from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
+from whorl.recon.uncertainty import encoded, folded_noise, local_covariance, noise_level
 from whorl.scan.failure import ScanError
-from whorl.scan.girf import Girf, corrected, read_girf
-from whorl.scan.header import Header
-from whorl.scan.protocol import Sources
-from whorl.scan.trajectory import resolve_units, to_recon_pixels
 
 _logger = logging.getLogger("whorl")
 
 #: Share of the object in which B1 may be taken from the nearest place where it was measured.
 _GUESSED_B1 = 0.05
-#: Readouts of which the virtual coils are chosen by region: enough for a full set of interleaves, whatever
-#: their order.
-ROVIR_BLOCK = 128
 #: Coefficients of which the coil maps are made; weaker ones add noise.
 _CALIBRATING = 3
+#: Scans of the result from which its uncertainty is told, and the neighbourhood of a pixel in pixels over
+#: which their errors are averaged.
+_REPETITIONS, _NEIGHBOURHOOD = 4, 2.5
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoding:
-    """How one set of interleaves was encoded.
-
-    Parameters
-    ----------
-    shape
-        (Y, X) of the images.
-    dcf
-        `(I, S)`: area of k-space for each sample, (cycles per pixel)².
-    central
-        `(I, S)` boolean: samples in the middle tenth of k-space.
-    points
-        `(I·S, 2)` trajectory in cycles per pixel.
-    nufft
-        Transform for these samples.
-    phase
-        `(I, S)` radians by which the data are to be turned; ``None``: not at all.
-    """
-
-    shape: tuple[int, int]
-    dcf: Tensor
-    central: Tensor
-    points: Tensor
-    nufft: Nufft
-    phase: Tensor | None = None
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,18 +63,27 @@ class Inside:
     Parameters
     ----------
     images
-        Subspace images `(K, Y, X)`, arbitrary unit.
+        Subspace images `(K, Y, X)`, arbitrary unit; real where a common phase has been taken out.
+    phase
+        That phase as a factor `(Y, X)`; ``None``: none.
     mask
         Boolean `(Y, X)`: the object.
     to_maps
         Matches other subspace images in the same way.
+    losses
+        Data term of each iteration of the fit.
+    deviations
+        Standard deviations of T1 and T2 in ms, both `(Y, X)`, 0 outside; takes as long as a few slices.
     refit
         Repeats the fit of the INR to be watched; see `whorl.recon.slicedata.Estimate`.
     """
 
     images: Tensor
+    phase: Tensor | None
     mask: Tensor
     to_maps: Callable[[Tensor], SliceMaps]
+    losses: tuple[float, ...]
+    deviations: Callable[[Deadline | None], tuple[NDArray[np.float32], NDArray[np.float32]]]
     refit: Callable[[Watch], InrFit] | None
 
 
@@ -124,191 +106,40 @@ class SliceResult:
         self.notes.append(note)
 
 
-def encode(
-    trajectory: NDArray[np.float32],
-    head: np.void,
-    header: Header,
-    settings: Settings,
-    girf: Girf | None,
-    device: torch.device,
-    log: Callable[[str, str], None],
-    *,
-    units: str = "auto",
-) -> Encoding:
-    """Density compensation and transform for a set of interleaves.
+@dataclass(frozen=True, slots=True)
+class B1Field:
+    """Known transmit field of a slice and where it was measured, both `(Y, X)`; see `whorl.scan.transmit`."""
 
-    Parameters
-    ----------
-    trajectory
-        `(I, S, D)` as it came: two columns kx, ky, and perhaps a third with density weights.
-    head
-        Acquisition header of the slice's first readout: dwell time, position and directions.
-    girf
-        Impulse response of the gradients, by which the trajectory is corrected.
-    units
-        Of the trajectory, if its source says it; property ``trajectory_units`` counts more.
-
-    Raises
-    ------
-    ScanError
-        If its unit is not clear or its weights cannot be used.
-    """
-    columns = trajectory.shape[-1]
-    if columns not in (2, 3):
-        raise ScanError(f"the trajectory has {columns} columns: expected kx, ky and perhaps a density weight")
-    told = units if settings.trajectory_units == "auto" else settings.trajectory_units
-    units = resolve_units(trajectory[..., :2], header.encoded, told)
-    nominal = to_recon_pixels(trajectory[..., :2], units, header.encoded, header.recon)
-    played, phase = _played(nominal, head, header, settings, girf, log)
-    points = torch.from_numpy(played).to(device)
-    shape = (header.recon.matrix[1], header.recon.matrix[0])
-    # A column that is constant weighs nothing (it may be a kz).
-    attached = columns == 3 and settings.density == "attached" and float(np.ptp(trajectory[..., 2])) > 0
-    try:
-        if attached:
-            dcf = attached_density(torch.from_numpy(trajectory[..., 2].copy()).to(device), points)
-        else:
-            dcf = density_compensation(points, shape)
-    except ValueError as error:
-        raise ScanError(str(error)) from error
-    # What the reconstructed matrix cannot resolve would fold back.
-    dcf = dcf * (points.abs() <= 0.5).all(-1)
-    radius = torch.linalg.vector_norm(points, dim=-1)
-    log("DBG", f"{len(trajectory)} interleaves of {trajectory.shape[1]} samples, trajectory in {units}, "
-        f"density {'attached' if attached else 'computed'}")  # fmt: skip
-    points = points.clamp(-0.5, 0.5).reshape(-1, 2)
-    nufft = make_nufft(points, shape, backend=settings.nufft)
-    turn = None if phase is None else torch.from_numpy(phase.astype(np.float32)).to(device)
-    return Encoding(shape, dcf, radius <= 0.1 * radius.max(), points, nufft, turn)
+    values: NDArray[np.float32]
+    measured: NDArray[np.bool_]
 
 
-class Encoder:
-    """Encodings of a scan's slices, which mostly share one.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """What the images of a slice are made from, in units in which the largest sample is about 1."""
 
-    Parameters
-    ----------
-    header, settings, device, log
-        See `encode`.
+    kspace: SubspaceKspace
+    encoding: Encoding
+    dictionary: Dictionary
+    settings: Settings
+    energies: Tensor
+    given: Callable[[Tensor], Tensor] | None
 
-    Raises
-    ------
-    ScanError
-        If the gradients' impulse response cannot be read.
-    """
-
-    def __init__(
-        self, header: Header, settings: Settings, device: torch.device, log: Callable[[str, str], None]
-    ) -> None:
-        self._header, self._settings, self._device, self._log = header, settings, device, log
-        self._girf = read_girf(settings.girf, settings.girf_raster_us) if settings.girf else None
-        self._latest: tuple[bytes, Encoding] | None = None
-
-    def __call__(self, trajectory: NDArray[np.float32], head: np.void, units: str) -> Encoding:
-        """Parameters: see `encode`."""
-        place = ("read_dir", "phase_dir", "slice_dir", "position")
-        moves = self._girf is not None or self._settings.fov_shift == "nominal"
-        key = b"".join([trajectory.tobytes(), *(head[name].tobytes() for name in place if moves)])
-        if self._latest is None or self._latest[0] != key:
-            encoding = encode(
-                trajectory,
-                head,
-                self._header,
-                self._settings,
-                self._girf,
-                self._device,
-                self._log,
-                units=units,
-            )
-            self._latest = key, encoding
-        return self._latest[1]
+    def with_choices(self, bins: Tensor, choices: Mapping[str, Any]) -> _Inputs:
+        """Other data, and a method that has nothing left to choose."""
+        kspace = replace(self.kspace, bins=bins, held=None)
+        return replace(self, kspace=kspace, settings=replace(self.settings, **choices))
 
 
-def _played(
-    nominal: NDArray[np.float32],
-    head: np.void,
-    header: Header,
-    settings: Settings,
-    girf: Girf | None,
-    log: Callable[[str, str], None],
-) -> tuple[NDArray[np.float32], NDArray[np.float64] | None]:
-    """Trajectory `(I, S, 2)` that was played, cycles per pixel, and phase `(I, S)` to be added to the data.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Images of a slice, the object's mask `(Y, X)`, and the maps (of zeros if the mask is empty)."""
 
-    The phase takes back what the gradients' response adds to the field, and with fov_shift=nominal moves the
-    centre of the image from the isocentre to the position of the slice: with ``y(k) = Σ ρ(r) exp(-i 2π k·r)``
-    and ``r = r' + c``, the data about c are ``y(k) exp(+i 2π k·c)``.
-    """
-    played, phase = nominal, None
-    directions = np.stack([head["read_dir"], head["phase_dir"], head["slice_dir"]]).astype(np.float64)
-    delay_us = (settings.gradient_delay_x_us, settings.gradient_delay_y_us)
-    pixel_m = np.array(header.recon.pixel_mm) * 1e-3
-    if girf is not None or any(delay_us):
-        dwell_us = float(head["sample_time_us"])
-        if not dwell_us > 0:
-            raise ScanError(
-                f"sample_time_us of the readouts is {dwell_us:g}: expected the time between two samples, "
-                f"without which girf and gradient_delay cannot be used"
-            )
-        moved, turned = corrected(nominal / pixel_m, dwell_us, girf, delay_us, directions)
-        played = (moved * pixel_m).astype(np.float32)
-        phase = turned  # which the data lack: the field adds to that of the gradients, exp(-i 2π k·r)
-        shift = np.abs(played - nominal).max() * max(header.recon.matrix[:2])
-        log("DBG", f"trajectory corrected by up to {shift:.2g} cycles per field of view")
-    if settings.fov_shift == "nominal":
-        centre = directions[:2] @ head["position"] / (pixel_m * 1e3)  # pixels along x and y
-        ramp = 2 * np.pi * (nominal.astype(np.float64) @ centre)
-        phase = ramp if phase is None else phase + ramp
-        log("DBG", f"data shifted by {centre[0]:.2f} and {centre[1]:.2f} pixels to the slice's position")
-    return played, phase
-
-
-def make_compression(sources: Sources, settings: Settings) -> Compress:
-    """What chooses the virtual coils of a slice."""
-    header, table = sources.header, sources.trajectories
-    V, energy = settings.virtual_coils, settings.coil_energy
-    shape = (header.recon.matrix[1], header.recon.matrix[0])
-    region = settings.region_of_interest()
-
-    def svd(block: Tensor, _: object) -> tuple[Tensor, str]:
-        return compression_matrix(block, V, energy=energy), ""
-
-    def nothing(block: Tensor, _: object) -> tuple[Tensor, str]:
-        return torch.eye(block.shape[1], dtype=block.dtype, device=block.device), ""
-
-    def rovir(block: Tensor, places: Callable[[], NDArray[np.float32]]) -> tuple[Tensor, str]:
-        trajectory = places()
-        if trajectory.shape[-1] not in (2, 3):
-            return (
-                compression_matrix(block, V, energy=energy),
-                "where the first readouts lie is known too late to choose virtual coils by region: "
-                "the strongest ones instead of rovir",
-            )
-        trajectory = trajectory[..., :2]
-        told: str = settings.trajectory_units
-        if told == "auto" and table is not None:
-            told = table.units
-        units = resolve_units(trajectory, header.encoded, told)
-        points = torch.from_numpy(to_recon_pixels(trajectory, units, header.encoded, header.recon))
-        low = low_resolution_images(block, points.to(block.device), shape)
-        if low is None and region != (0, 1, 0, 1):  # what is around the region may be seen all the same
-            low = low_resolution_images(block, points.to(block.device), shape, zoom=1)
-        if low is None:
-            return (
-                compression_matrix(block, V, energy=energy),
-                f"the centre of k-space of the first {len(block)} readouts is not sampled densely enough to "
-                f"tell what lies around the region: the strongest virtual coils instead of rovir",
-            )
-        return rovir_matrix(*region_energies(low, region), V, energy=energy), ""
-
-    return {"svd": svd, "rovir": rovir, "off": nothing}[settings.compression]
-
-
-def has_signal(kspace: SubspaceKspace, encoding: Encoding) -> bool:
-    """Whether a slice holds an object: its k-space is denser in the middle than outside, noise is not."""
-    power = kspace.bins[:, 0].abs().square().sum(1)  # (I, S), first coefficient
-    inner, outer = power[encoding.central], power[~encoding.central]
-    if not len(inner) or not len(outer):
-        return bool(power.any())
-    return float(inner.mean()) > 3 * float(outer.mean())
+    estimate: Estimate
+    mask: Tensor
+    maps: SliceMaps
+    seconds: dict[str, float]
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def reconstruct_slice(
@@ -316,9 +147,13 @@ def reconstruct_slice(
     encoding: Encoding,
     dictionary: Dictionary,
     settings: Settings,
-    deadline: float | None,
-    b1: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None,
+    deadline: Deadline | None,
+    b1: B1Field | None = None,
     maps: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    noise_sd: float | None = None,
+    on_lowrank: Callable[[SliceMaps], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SliceResult:
     """From subspace k-space to maps.
 
@@ -329,42 +164,47 @@ def reconstruct_slice(
     encoding, dictionary
         Of the scan, on the same device.
     deadline
-        Time (`time.monotonic`) after which the low-rank maps are taken.
+        At which the low-rank maps are taken: they are made first, and what else is under way is left alone,
+        whatever it hangs in. ``None``: there is none.
     b1
-        Known transmit field and where it was measured, both `(Y, X)`; see `whorl.scan.transmit`.
+        Known transmit field.
     maps
         Coil maps from elsewhere: of the matrix `(V, C)` of the virtual coils and of coil images
         `(K, V, Y, X)`; see `whorl.kspace.coilmaps.ExternalMaps`.
+    noise_sd
+        Standard deviation of a complex sample's noise; ``None``: not known.
+    on_lowrank
+        Takes the low-rank maps as soon as they are ready, if another method was asked for.
+    progress
+        Takes (iteration, iterations) of the fit, from its thread.
     """
-    clock = _Clock()
     # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
     scale = float(kspace.bins.abs().max()) or 1.0
     if not math.isfinite(scale):
         raise ScanError("the folded data are not finite: expected numbers of at most 1e38")
-    kspace = kspace.scaled(1 / scale)
     empty = np.zeros(encoding.shape, dtype=np.float32)
+    joint = settings.b1 == "match"
     result = SliceResult(
-        SliceMaps(empty, empty, empty, empty, empty if settings.b1 == "match" else None), settings.method
-    )
+        SliceMaps(empty, empty, empty, empty, empty if joint else None), settings.method
+    )  # fmt: skip
     if kspace.note:
         result.remark("degraded", kspace.note)
+    kspace = kspace.scaled(1 / scale)
     if not has_signal(kspace, encoding):
         result.remark("degraded", "the slice has no signal, its maps are zero")
         return result
+    energies = dictionary.coefficients.abs().square().sum(0)
     given = None if maps is None else partial(maps, kspace.matrix)
-    images, mask, refit = subspace_images(
-        kspace, encoding, dictionary, settings, deadline, result, clock, given
-    )
-    if not bool(mask.any()):
-        result.remark("degraded", "no object stands out of the slice, its maps are zero")
-        return result
-    joint = settings.b1 == "match"
-    field = None
-    if len(dictionary.grid.b1_axis) > 1 and not joint:
-        field = _known_b1(b1, mask, dictionary, result)
+    inputs = _Inputs(kspace, encoding, dictionary, settings, energies / energies[0], given)
 
-    def to_maps(images: Tensor) -> SliceMaps:
-        found = match(images[:, mask].T.contiguous(), dictionary, b1=field, refine=settings.refine == "on")
+    def known_b1(mask: Tensor) -> tuple[Tensor | None, tuple[tuple[str, str], ...]]:
+        if len(dictionary.grid.b1_axis) == 1 or joint:
+            return None, ()
+        return _known_b1(b1, mask, dictionary)
+
+    def to_maps(images: Tensor, mask: Tensor) -> SliceMaps:
+        refine = settings.refine == "on"
+        found = match(images[:, mask].T.contiguous(), dictionary, b1=known_b1(mask)[0], refine=refine)
         return SliceMaps(
             t1_ms=_on_raster(found.t1_ms, mask),
             t2_ms=_on_raster(found.t2_ms, mask),
@@ -373,11 +213,90 @@ def reconstruct_slice(
             b1=_on_raster(found.b1, mask) if joint else None,
         )
 
-    result.maps = to_maps(images)
-    clock.lap("match")
-    result.seconds = clock.seconds
-    result.inside = Inside(images, mask, to_maps, refit)
+    def matched(make: Callable[[_Clock], tuple[Estimate, Tensor]], *, finite: bool) -> _Found:
+        clock = _Clock()
+        estimate, mask = make(clock)
+        if not bool(mask.any()):
+            return _Found(estimate, mask, result.maps, clock.seconds)
+        if finite and not bool(torch.isfinite(estimate.coefficients).all()):
+            raise FloatingPointError("its images are not finite")
+        found = to_maps(estimate.coefficients, mask)
+        clock.lap("match")
+        return _Found(estimate, mask, found, clock.seconds, known_b1(mask)[1])
+
+    def plain() -> _Found:
+        return matched(partial(_plain_images, inputs), finite=False)
+
+    def asked() -> _Found:
+        return matched(partial(_images, inputs, deadline, told), finite=True)
+
+    done = (0, 0)
+
+    def told(iteration: int, iterations: int) -> None:
+        nonlocal done
+        done = iteration, iterations
+        if progress is not None:
+            progress(iteration, iterations)
+
+    ready: _Found | None = None
+    if settings.method == "lowrank":
+        found = plain()
+    else:
+        name = {"inr": "INR", "llr": "LLR"}[settings.method]
+        if deadline is not None or on_lowrank is not None:
+            ready = plain()
+            result.seconds["lowrank"] = sum(ready.seconds.values())
+            if on_lowrank is not None:
+                on_lowrank(ready.maps)
+        try:
+            if deadline is not None:
+                deadline.check(f"the {name} had not begun")
+            found = asked() if deadline is None else in_time(asked, deadline, "whorl-fit")
+        except Exception as error:
+            # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
+            late = isinstance(error, DeadlinePassed)
+            why = str(error) or type(error).__name__
+            if late and "not begun" not in why:
+                where = f"iteration {done[0]} of {done[1]}" if done[1] else "its start"
+                why = f"it was at {where} when its time was over"
+            _logger.warning("the %s was given up: %s", name, why, exc_info=None if late else error)
+            result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
+            result.method = "lowrank"
+            found = ready or plain()
+    if not bool(found.mask.any()):
+        result.remark("degraded", "no object stands out of the slice, its maps are zero")
+        return result
+    for status, note in (*found.estimate.remarks, *found.remarks):
+        result.remark(status, note)
+    result.maps = found.maps
+    result.seconds |= found.seconds
+    estimate, mask = found.estimate, found.mask
+    result.diagnostics = estimate.diagnostics
+    choices = {**estimate.choices, "method": result.method}
+    sd = None if noise_sd is None else noise_sd / scale
+
+    def deviations(until: Deadline | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return _deviations(inputs, estimate, mask, found.maps, known_b1(mask)[0], sd, choices, until)
+
+    result.inside = Inside(
+        estimate.coefficients,
+        estimate.phase,
+        mask,
+        partial(to_maps, mask=mask),
+        estimate.losses,
+        deviations,
+        estimate.refit,
+    )
     return result
+
+
+def has_signal(kspace: SubspaceKspace, encoding: Encoding) -> bool:
+    """Whether a slice holds an object: its k-space is denser in the middle than outside, noise is not."""
+    power = kspace.bins[:, 0].abs().square().sum(1)  # (I, S), first coefficient
+    inner, outer = power[encoding.central], power[~encoding.central]
+    if not len(inner) or not len(outer):
+        return bool(power.any())
+    return float(inner.mean()) > 3 * float(outer.mean())
 
 
 class _Clock:
@@ -393,32 +312,39 @@ class _Clock:
         self._latest = now
 
 
-def subspace_images(
-    kspace: SubspaceKspace,
-    encoding: Encoding,
-    dictionary: Dictionary,
-    settings: Settings,
-    deadline: float | None,
-    result: SliceResult,
-    clock: _Clock,
-    given: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Callable[[Watch], InrFit] | None]:
-    """Subspace images `(K, Y, X)`, the object's mask `(Y, X)`, and what repeats the fit of an INR.
+def _plain_images(inputs: _Inputs, clock: _Clock) -> tuple[Estimate, Tensor]:
+    """Low-rank images of all readouts, and the object's mask."""
+    kspace, settings = inputs.kspace, inputs.settings
+    data, mask = slice_data(
+        kspace.bins,
+        kspace.gram,
+        inputs.encoding,
+        inputs.energies,
+        "gram",  # no normal operator is applied: it needs no kernel
+        settings.nufft,
+        settings.coil_maps,
+        inputs.given,
+    )
+    clock.lap("adjoint")
+    return methods.lowrank(data), mask
 
-    A fall-back is remarked in `result`; `given` makes coil maps, see `slice_data`.
-    """
-    held = None if settings.method == "lowrank" else kspace.held
-    bins, gram = kspace.bins, kspace.gram
+
+def _images(
+    inputs: _Inputs, deadline: Deadline | None, progress: Progress | None, clock: _Clock
+) -> tuple[Estimate, Tensor]:
+    """Images by the method that is asked for, other than low-rank, and the object's mask `(Y, X)`."""
+    kspace, encoding, dictionary, settings = (
+        inputs.kspace, inputs.encoding, inputs.dictionary, inputs.settings,
+    )  # fmt: skip
+    held, bins, gram = kspace.held, kspace.bins, kspace.gram
     if held is not None:
         bins, gram = without(bins, gram, held, dictionary.basis)
-    energies = dictionary.coefficients.abs().square().sum(0)
-    energies = energies / energies[0]
     # What applies no normal operator needs no kernel.
-    unused = settings.method == "lowrank" or (
-        settings.method == "inr" and (settings.start, settings.head) == ("adjoint", "image")
-    )
+    unused = settings.method == "inr" and (settings.start, settings.head) == ("adjoint", "image")
     form = "gram" if unused else settings.normal
-    data, mask = slice_data(bins, gram, encoding, energies, form, settings.nufft, settings.coil_maps, given)
+    data, mask = slice_data(
+        bins, gram, encoding, inputs.energies, form, settings.nufft, settings.coil_maps, inputs.given
+    )
     # What is not to be judged is made of all readouts.
     whole = data
     if held is not None:
@@ -426,55 +352,88 @@ def subspace_images(
         coil_images = adjoint_coil_images(kspace.bins, encoding.dcf, encoding.nufft)
         whole = replace(data, coil_images=coil_images, normal=normal)
     clock.lap("adjoint")
-    if settings.method == "lowrank" or not bool(mask.any()):
-        return methods.lowrank(whole).coefficients, mask, None
-    refit = None
-    try:
-        if settings.method == "llr":
-            estimate = methods.llr(
-                data,
-                lam=settings.llr_lambda,
-                block=settings.llr_block,
-                iterations=settings.llr_iterations,
-                seed=settings.seed,
-                deadline=deadline,
-            )
-            if held is not None:
-                held_out = _held_out(estimate.coefficients, data, held, dictionary, encoding, settings)
-                estimate.diagnostics["held_out"] = held_out
-        elif is_tuned(settings) and held is not None:
-            judge = Judge(held, dictionary.basis, encoding, settings.nufft)
-            estimate = _tuned_inr(data, whole, judge, settings, deadline, clock)
-        else:
-            estimate = _inr(data, settings, deadline, clock)
-        images = estimate.coefficients
-        if not bool(torch.isfinite(images).all()):
-            raise FloatingPointError("its images are not finite")
-        for status, note in estimate.remarks:
-            result.remark(status, note)
-        result.diagnostics, refit = estimate.diagnostics, estimate.refit
-    except Exception as error:
-        # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
-        late = isinstance(error, DeadlinePassed)
-        name = {"inr": "INR", "llr": "LLR"}[settings.method]
-        _logger.warning("the %s was given up: %s", name, error, exc_info=None if late else error)
-        why = str(error) or type(error).__name__
-        result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
-        result.method = "lowrank"
-        if held is not None:  # with coil maps of all readouts, as if it had been asked for
-            whole, mask = slice_data(
-                kspace.bins,
-                kspace.gram,
-                encoding,
-                energies,
-                "gram",
-                settings.nufft,
-                settings.coil_maps,
-                given,
-            )
-        images = methods.lowrank(whole).coefficients
+    if not bool(mask.any()):
+        return methods.lowrank(whole), mask
+    if deadline is not None:
+        deadline.check("the fit had not begun")
+    if settings.method == "llr":
+        estimate = methods.llr(
+            data,
+            lam=settings.llr_lambda,
+            block=settings.llr_block,
+            iterations=settings.llr_iterations,
+            seed=settings.seed,
+            deadline=deadline,
+        )
+        if held is not None:
+            held_out = _held_out(estimate.coefficients, data, held, dictionary, encoding, settings)
+            estimate.diagnostics["held_out"] = held_out
+    elif is_tuned(settings) and held is not None:
+        judge = Judge(held, dictionary.basis, encoding, settings.nufft)
+        estimate = _tuned_inr(data, whole, judge, settings, deadline, progress, clock)
+    else:
+        estimate = _inr(data, settings, deadline, progress, clock)
     clock.lap("fit")
-    return images, mask, refit
+    return estimate, mask
+
+
+def _deviations(
+    inputs: _Inputs,
+    estimate: Estimate,
+    mask: Tensor,
+    maps: SliceMaps,
+    b1: Tensor | None,
+    noise_sd: float | None,
+    choices: Mapping[str, str],
+    deadline: Deadline | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Standard deviations of T1 and T2 in ms, `(Y, X)`; see `whorl.recon.uncertainty`."""
+    errors = repeated_errors(inputs, estimate, noise_sd, choices, deadline)
+    covariance = local_covariance(as_real(errors, 1), mask, _NEIGHBOURHOOD)
+    images, device = estimate.coefficients, mask.device
+    inside = mask.cpu().numpy()
+    t1_ms, t2_ms = (torch.from_numpy(m[inside]).to(device) for m in (maps.t1_ms, maps.t2_ms))
+    joint = maps.b1 is not None
+    if maps.b1 is not None:
+        b1 = torch.from_numpy(maps.b1[inside]).to(device)
+    moved = sensitivity(images[:, mask].T, t1_ms, t2_ms, inputs.dictionary, b1=b1, joint=joint)
+    relative = relative_sd(moved, covariance)
+    return _on_raster(relative[:, 0] * t1_ms, mask), _on_raster(relative[:, 1] * t2_ms, mask)
+
+
+def repeated_errors(
+    inputs: _Inputs,
+    estimate: Estimate,
+    noise_sd: float | None,
+    choices: Mapping[str, str],
+    deadline: Deadline | None,
+) -> Tensor:
+    """What the method makes of scans of its own images, less these images, `(N, K, Y, X)`."""
+    kspace, encoding, images = inputs.kspace, inputs.encoding, estimate.coefficients
+    assert estimate.csm is not None
+    complex_images = images if estimate.phase is None else estimate.phase * images
+    predicted = encoded(
+        complex_images.to(estimate.csm.dtype), estimate.csm, kspace.gram, encoding.nufft
+    )  # (I, K, C, S)
+    C, S = predicted.shape[2:]
+    sd = noise_level(kspace.bins, predicted, kspace.gram) if noise_sd is None else noise_sd
+
+    def repeat(seed: int) -> Tensor:
+        if deadline is not None:
+            deadline.check(f"the uncertainty was at repetition {seed} of {_REPETITIONS}")
+        generator = torch.Generator().manual_seed(seed)
+        noisy = predicted + folded_noise(kspace.gram, C, S, sd, generator)
+        again = inputs.with_choices(noisy, choices)
+        if again.settings.method == "lowrank":
+            found, _ = _plain_images(again, _Clock())
+        else:
+            found, _ = _images(again, deadline, None, _Clock())
+        its = found.coefficients
+        if its.is_complex() != images.is_complex():  # the other one's phase was trusted
+            its = its.abs() * torch.sign(images) if its.is_complex() else its.to(images.dtype)
+        return its - images
+
+    return torch.stack(spread(repeat, range(_REPETITIONS)))
 
 
 def slice_data(
@@ -572,7 +531,8 @@ def _fit(
     start: Start | SliceData,
     preset: Preset,
     settings: Settings,
-    deadline: float | None,
+    deadline: Deadline | None,
+    progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> InrFit:
     """The INR of a corrected start, or of x0."""
@@ -599,26 +559,38 @@ def _fit(
         ridge=settings.ridge,
         seed=settings.seed,
         deadline=deadline,
+        progress=progress,
         watch=watch,
     )
 
 
 def _fit_alone(
-    start: Start | SliceData, preset: Preset, settings: Settings, deadline: float | None
+    start: Start | SliceData,
+    preset: Preset,
+    settings: Settings,
+    deadline: Deadline | None,
+    progress: Progress | None,
 ) -> InrFit:
     """On one core: two are 1.3 times as fast, but 20 times as slow as soon as anything else runs."""
-    return spread(lambda given: _fit(given, preset, settings, deadline), [start])[0]
+    return spread(lambda given: _fit(given, preset, settings, deadline, progress), [start])[0]
 
 
-def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Clock) -> Estimate:
+def _inr(
+    data: SliceData,
+    settings: Settings,
+    deadline: Deadline | None,
+    progress: Progress | None,
+    clock: _Clock,
+) -> Estimate:
     """With the settings of a preset."""
-    preset = _presets(settings)[settings.preset if settings.preset in PRESETS else USUAL]
+    name = settings.preset if settings.preset in PRESETS else USUAL
+    preset = _presets(settings)[name]
     start: Start | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     if settings.start == "corrected":
         start, remarks = methods.trusted(corrected_start(data, steps=preset.steps))
         clock.lap("start")
-    fit = _fit_alone(start or data, preset, settings, deadline)
+    fit = _fit_alone(start or data, preset, settings, deadline, progress)
     images = fit.coefficients
     # A start that is not trusted leaves the data flow as published.
     if settings.head == "kspace" and (start is not None or settings.start == "adjoint"):
@@ -627,12 +599,32 @@ def _inr(data: SliceData, settings: Settings, deadline: float | None, clock: _Cl
         images, doubts = methods.plain_where_doubtful(images, start, start.data.x0)
         remarks += doubts
     return Estimate(
-        images, {"data_term": fit.losses[-1]}, remarks, partial(_fit, start or data, preset, settings, None)
+        images,
+        {"data_term": fit.losses[-1]},
+        remarks,
+        phase=None if start is None or images.is_complex() else start.phase,
+        csm=data.normal.csm if start is None else start.data.normal.csm,
+        choices={} if settings.preset == "seed" else _choices(settings, name, start is not None),
+        losses=fit.losses,
+        refit=partial(_fit, start or data, preset, settings, None, None),
     )
 
 
+def _choices(settings: Settings, preset: str, corrected: bool) -> dict[str, str]:
+    """Settings that repeat a fit with a preset, to a corrected start or to x0."""
+    if corrected or settings.start == "adjoint":
+        return {"preset": preset}
+    return {"preset": preset, "start": "adjoint", "head": "image"}
+
+
 def _tuned_inr(
-    data: SliceData, whole: SliceData, judge: Judge, settings: Settings, deadline: float | None, clock: _Clock
+    data: SliceData,
+    whole: SliceData,
+    judge: Judge,
+    settings: Settings,
+    deadline: Deadline | None,
+    progress: Progress | None,
+    clock: _Clock,
 ) -> Estimate:
     """With the preset that predicts readouts best which it has not seen.
 
@@ -654,9 +646,16 @@ def _tuned_inr(
                     f"({error:.3g} against {plain:.3g}): the INR was fitted to x0"),)  # fmt: skip
         start = None
     if start is None:
-        fit = _fit_alone(whole, presets[USUAL], settings, deadline)
-        refit = partial(_fit, whole, presets[USUAL], settings, None)
-        return Estimate(fit.coefficients, diagnostics, remarks, refit)
+        fit = _fit_alone(whole, presets[USUAL], settings, deadline, progress)
+        return Estimate(
+            fit.coefficients,
+            diagnostics,
+            remarks,
+            csm=whole.normal.csm,
+            choices=_choices(settings, USUAL, False),
+            losses=fit.losses,
+            refit=partial(_fit, whole, presets[USUAL], settings, None, None),
+        )
 
     until = clock.began + settings.tuning_budget_s
     in_time = time.monotonic() < clock.began + settings.tuning_budget_s / 2
@@ -664,8 +663,8 @@ def _tuned_inr(
     names = worth_trying(error, at_a_time) if in_time else (USUAL,)
 
     def fit_preset(start: Start, name: str) -> InrFit:
-        limits = [deadline, None if name == USUAL else until]
-        return _fit(start, presets[name], settings, min((t for t in limits if t is not None), default=None))
+        its_own = deadline if name == USUAL else Deadline(until, deadline)
+        return _fit(start, presets[name], settings, its_own, progress if name == USUAL else None)
 
     taken, tried = choose({name: presets[name].steps for name in names}, starts, fit_preset, judge.error)
     tried_names = ", ".join(one.name for one in tried)
@@ -682,35 +681,46 @@ def _tuned_inr(
     else:
         images = methods.image_head(taken.fit.features, advance(start, 2).z, settings.ridge)
     images, doubts = methods.plain_where_doubtful(images, taken.start, start.data.x0)
-    refit = partial(_fit, taken.start, presets[taken.name], settings, None)
-    return Estimate(images, diagnostics, remarks + doubts, refit)
+    return Estimate(
+        images,
+        diagnostics,
+        remarks + doubts,
+        phase=None if images.is_complex() else taken.start.phase,
+        csm=taken.start.data.normal.csm,
+        choices=_choices(settings, taken.name, True),
+        losses=taken.fit.losses,
+        refit=partial(_fit, taken.start, presets[taken.name], settings, None, None),
+    )
 
 
 def _known_b1(
-    b1: tuple[NDArray[np.float32], NDArray[np.bool_]] | None,
-    mask: Tensor,
-    dictionary: Dictionary,
-    result: SliceResult,
-) -> Tensor:
-    """Transmit field `(V,)` in the mask: as measured, or 1. What had to be assumed is remarked."""
+    b1: B1Field | None, mask: Tensor, dictionary: Dictionary
+) -> tuple[Tensor, tuple[tuple[str, str], ...]]:
+    """Transmit field `(V,)` in the mask, as measured or 1, and remarks on what had to be assumed."""
     inside = mask.cpu().numpy()
     if b1 is None:
-        return torch.ones(int(inside.sum()), device=mask.device)
-    values, measured = b1[0][inside], b1[1][inside]
+        return torch.ones(int(inside.sum()), device=mask.device), ()
+    values, measured = b1.values[inside], b1.measured[inside]
     axis = dictionary.grid.b1_axis
     guessed = float(np.mean(~measured))
     beyond = float(np.mean((values < axis[0] - 1e-3) | (values > axis[-1] + 1e-3)))
+    remarks = []
     if guessed > _GUESSED_B1:
-        result.remark(
-            "degraded", f"B1 was not measured in {guessed:.0%} of the object: the nearest value counts"
+        remarks.append(
+            (
+                "degraded",
+                f"B1 was not measured in {guessed:.0%} of the object: the nearest value counts",
+            )
         )
     if beyond > 0:
-        result.remark(
-            "degraded",
-            f"B1 is beyond {axis[0]:g} to {axis[-1]:g} in {beyond:.1%} of the object: "
-            f"the nearest end counts. Set properties b1_min and b1_max",
+        remarks.append(
+            (
+                "degraded",
+                f"B1 is beyond {axis[0]:g} to {axis[-1]:g} in {beyond:.1%} of the object: "
+                f"the nearest end counts. Set properties b1_min and b1_max",
+            )
         )
-    return torch.from_numpy(values).to(mask.device)
+    return torch.from_numpy(values).to(mask.device), tuple(remarks)
 
 
 def _on_raster(values: Tensor, mask: Tensor) -> NDArray[np.float32]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from whorl.recon import inr
-from whorl.recon.inr import DeadlinePassed, fit_inr, solve_head
+from whorl.deadlines import Deadline, DeadlinePassed
+from whorl.recon.inr import fit_inr, solve_head
 
 SHAPE = (44, 37)
 
@@ -140,12 +140,12 @@ def test_progress_is_told() -> None:
 def test_the_deadline_ends_the_fit(fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x0, mask = object_()
     with pytest.raises(DeadlinePassed, match="iteration 0 of 5"):
-        fit_inr(x0, mask, fit=fit, iterations=5, deadline=time.monotonic() - 1)
+        fit_inr(x0, mask, fit=fit, iterations=5, deadline=Deadline(time.monotonic() - 1))
     clock = iter([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(inr.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with pytest.raises(DeadlinePassed, match="iteration 3 of 5"):
-        fit_inr(x0, mask, fit=fit, iterations=5, deadline=2.5)
-    assert len(fit_inr(x0, mask, fit=fit, iterations=1, deadline=1e9).losses) == 1
+        fit_inr(x0, mask, fit=fit, iterations=5, deadline=Deadline(2.5))
+    assert len(fit_inr(x0, mask, fit=fit, iterations=1, deadline=Deadline(1e9)).losses) == 1
 
 
 def test_an_empty_mask_is_refused() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kspace.spirals import complex_normal
-from whorl.recon.inr import DeadlinePassed
+from whorl.deadlines import Deadline, DeadlinePassed
 from whorl.recon.llr import (
     from_blocks,
     largest_eigenvalue,
@@ -226,8 +226,8 @@ def test_the_deadline_ends_it() -> None:
     normal, _ = dense_normal()
     b = complex_normal(K, *SHAPE)
     with pytest.raises(DeadlinePassed, match="search for its step"):
-        locally_low_rank(b, normal, lam=0.1, deadline=time.monotonic() - 1)
-    locally_low_rank(b, normal, lam=0.1, iterations=1, deadline=time.monotonic() + 1e3)
+        locally_low_rank(b, normal, lam=0.1, deadline=Deadline(time.monotonic() - 1))
+    locally_low_rank(b, normal, lam=0.1, iterations=1, deadline=Deadline(time.monotonic() + 1e3))
 
 
 def test_bad_values_are_refused() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from whorl.deadlines import DeadlinePassed
 from whorl.kspace.nufft import make_nufft
 from whorl.recon.corrected import Start
-from whorl.recon.inr import DeadlinePassed, InrFit
+from whorl.recon.inr import InrFit
 from whorl.recon.normal import GramNormal
 from whorl.recon.slicedata import SliceData
 from whorl.recon.tuning import PRESETS, Preset, choose, worth_trying

@@ -148,6 +148,28 @@ class Surface:
         weights = _products(_parabolas(place - centre, self.has_b1)[0])
         return torch.bmm(weights[:, None].to(atoms.dtype), atoms)[:, 0]
 
+    def place_of(self, t1_ms: Tensor, t2_ms: Tensor, b1: Tensor | None) -> Tensor:
+        """Places of relaxation times in ms and transmit fields (``None``: as planned), each `(V,)`."""
+        columns = []
+        for axis, values in zip(self.dictionary.grid.axes[:2], (t1_ms, t2_ms), strict=True):
+            position = (values.double() / float(axis[0])).log() / _log_step(axis)
+            columns.append(position.clamp(0, len(axis) - 1).float())
+        columns.append(self.b1_place(torch.ones_like(t1_ms) if b1 is None else b1))
+        return torch.stack(columns, 1)
+
+    def tangents(self, place: Tensor, free: int) -> Tensor:
+        """The surface at places and its derivatives by log T1, log T2 and, if `free` is 3, B1:
+        `(V, 1 + free, K)`."""
+        centre, atoms, _ = self.neighbours(place)
+        values, slopes = _parabolas(place - centre, self.has_b1)
+        weights = [_products(values)]
+        weights.extend(_products([*values[:n], slopes[n], *values[n + 1 :]]) for n in range(free))
+        points = torch.bmm(torch.stack(weights, 1).to(atoms.dtype), atoms)
+        t1_axis, t2_axis, b1_axis = self.dictionary.grid.axes
+        b1_step = float(b1_axis[1] - b1_axis[0]) if len(b1_axis) > 1 else 1.0
+        steps = [1.0, _log_step(t1_axis), _log_step(t2_axis), b1_step][: 1 + free]
+        return points / points.new_tensor(steps)[:, None]
+
 
 def _parabolas(offset: Tensor, has_b1: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Weights `(V, 3)` of three neighbours on each axis and their derivatives, at offsets from the middle."""

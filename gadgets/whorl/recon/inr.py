@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whorl.deadlines import Deadline
 from whorl.recon.encoders import make_encoder
 from whorl.recon.mask import box_around
 
@@ -38,10 +38,6 @@ _LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
 
 #: Iterations on a GPU before they are captured: of each half two, so that all buffers exist.
 _BEFORE_CAPTURE = 4
-
-
-class DeadlinePassed(TimeoutError):  # noqa: N818 - as TimeoutError
-    """The fit did not end in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +181,7 @@ def fit_inr(
     lambda_mlp: float = 1e-6,
     ridge: float = 1e-4,
     seed: int = 0,
-    deadline: float | None = None,
+    deadline: Deadline | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Watch | None = None,
 ) -> InrFit:
@@ -215,8 +211,8 @@ def fit_inr(
     iterations
         0: 100 for ``varpro``, 300 for ``adam``.
     deadline
-        Time (`time.monotonic`) at which the fit gives up. The loop does not wait for a GPU: what counts is
-        when an iteration is queued.
+        At which the fit gives up. The loop does not wait for a GPU: what counts is when an iteration is
+        queued.
     progress
         Called with (iteration, iterations).
     watch
@@ -343,10 +339,8 @@ def fit_inr(
     steps: list[Callable[[], Tensor]] = [partial(step, part) for part in range(len(_HALVES))]
     with _stream_for(device), torch.enable_grad():  # whatever the caller's mode is
         for iteration in range(iterations):
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlinePassed(
-                    f"the INR was at iteration {iteration} of {iterations} when its time was over"
-                )
+            if deadline is not None:
+                deadline.check(f"the INR was at iteration {iteration} of {iterations}")
             if on_gpu and iteration == _BEFORE_CAPTURE:
                 steps = _captured(steps)
             losses.append(steps[iteration % len(steps)]())

@@ -10,14 +10,13 @@ Letters: K coefficients, Y X pixels, B blocks, Q pixels of a block.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from whorl.recon.inr import DeadlinePassed
+from whorl.deadlines import Deadline
 
 #: The largest eigenvalue is approached from below; momentum stays stable up to 4/3 of the step.
 _MARGIN = 1.05
@@ -144,7 +143,7 @@ def locally_low_rank(
     seed: int = 0,
     phase: Tensor | None = None,
     mask: Tensor | None = None,
-    deadline: float | None = None,
+    deadline: Deadline | None = None,
 ) -> LlrFit:
     """Reconstruct subspace images with a locally low-rank penalty by proximal gradient with momentum (FISTA).
 
@@ -174,7 +173,7 @@ def locally_low_rank(
     mask
         Boolean `(Y, X)`: images are 0 outside.
     deadline
-        Time (`time.monotonic`) at which the reconstruction gives up.
+        At which the reconstruction gives up.
 
     Returns
     -------
@@ -210,8 +209,8 @@ def locally_low_rank(
         return inside * (phase.conj() * normal(inside * phase * z)).real
 
     def check_time(done: str) -> None:
-        if deadline is not None and time.monotonic() > deadline:
-            raise DeadlinePassed(f"the low-rank reconstruction was at {done} when its time was over")
+        if deadline is not None:
+            deadline.check(f"the low-rank reconstruction was at {done}")
 
     right = inside * (x0 if phase is None else (phase.conj() * x0).real)
     if not bool(torch.isfinite(x0).all()):

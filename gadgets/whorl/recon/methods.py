@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from whorl.deadlines import Deadline
 from whorl.recon.corrected import Start, conjugate_gradients, imaginary_around, imaginary_share, joint_phase
 from whorl.recon.inr import solve_head
 from whorl.recon.llr import locally_low_rank
@@ -35,11 +36,11 @@ _FEW = 0.003
 
 def lowrank(data: SliceData) -> Estimate:
     """Low-rank adjoint: x0 as it is."""
-    return Estimate(data.x0)
+    return Estimate(data.x0, csm=data.normal.csm)
 
 
 def llr(
-    data: SliceData, *, lam: float, block: int, iterations: int, seed: int, deadline: float | None
+    data: SliceData, *, lam: float, block: int, iterations: int, seed: int, deadline: Deadline | None
 ) -> Estimate:
     """Locally low-rank reconstruction, of real coefficients if they have a common phase.
 
@@ -64,7 +65,14 @@ def llr(
         "imaginary_share": share,
         "objective": fitted.losses[-1],
     }
-    return Estimate(fitted.coefficients, diagnostics, remarks)
+    return Estimate(
+        fitted.coefficients,
+        diagnostics,
+        remarks,
+        phase=None if why else phase,
+        csm=data.normal.csm,
+        losses=fitted.losses,
+    )
 
 
 def kspace_head(

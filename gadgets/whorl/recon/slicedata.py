@@ -5,7 +5,7 @@ Letters: K coefficients, C coils, Y X pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -68,6 +68,14 @@ class Estimate:
         What was measured and chosen, by name, for logs and reports.
     remarks
         Pairs of status (`degraded`, `fallback`) and why.
+    phase
+        Factor `(Y, X)` that was taken out of the coefficients; ``None``: none.
+    csm
+        Coil maps `(C, Y, X)` that the images were made with.
+    choices
+        Settings by name that repeat the method with what it chose.
+    losses
+        Data term of each iteration of the fit that was taken.
     refit
         Repeats the fit of the INR to be watched, if there was one; its images have not seen the k-space head.
     """
@@ -75,4 +83,8 @@ class Estimate:
     coefficients: Tensor
     diagnostics: dict[str, float | str] = field(default_factory=dict)
     remarks: tuple[tuple[str, str], ...] = ()
+    phase: Tensor | None = None
+    csm: Tensor | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
     refit: Callable[[Watch], InrFit] | None = None
