@@ -217,9 +217,10 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> t
 _SIMULATION = (
     click.option(
         "--phantom",
-        type=click.Choice(["nist", "brain", "texture"]),
+        type=click.Choice(["nist", "brain", "texture", "letters"]),
         default="nist",
-        help="What is scanned; texture: a brain with smooth texture and lesions.",
+        help="What is scanned; texture: a brain with smooth texture and lesions; letters: nothing in it is "
+        "symmetric.",
     ),
     click.option("--plate", type=click.Choice(["t1", "t2"]), default="t2", help="Spheres of the NIST plate."),
     click.option("--timepoints", default=500, help="Pulses of the train."),
@@ -286,6 +287,22 @@ def _simulated(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(["reference", "pulseq"]),
     default="reference",
     help="What the file says: all; or as a Pulseq scan, no train, no trajectory, noise not flagged.",
+)
+@click.option(
+    "--turned",
+    "turned_deg",
+    default="0,0,0",
+    callback=_numbers,
+    metavar="X,Y,Z",
+    help="Angles in degrees about the patient's axes (LPS) by which the slices are turned from axial.",
+)
+@click.option(
+    "--centre",
+    "centre_mm",
+    default="0,0,0",
+    callback=_numbers,
+    metavar="X,Y,Z",
+    help="Middle of the stack of slices in mm from the isocentre (LPS).",
 )
 @click.option("--girf", type=_existing, help="Gradient impulse response (.npy) that the spirals go through.")
 @click.option("--noise-correlation", default=-1.0, metavar="R", help="Of any two coils; -1: random.")

@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -125,6 +126,7 @@ class _Scan:
         self._encoder = Encoder(self._header, settings, self._device, report.say)
         self._protocol: Protocol | None = None
         self._deadline = Deadline()  # of the scan: known when it ends
+        self._deadlines: deque[Deadline] = deque(maxlen=_HANDED_OVER)  # of the latest slices
         self._order: tuple[Encoding, bool] | None = None
         self._delivered = 0
         self._jobs: list[Future[None]] = []  # those that may not be done yet
@@ -189,14 +191,26 @@ class _Scan:
 
     def _hand_over(self, part: Part, buffer: SliceBuffer) -> None:
         """Reconstruct a slice, once there is room: until then no further readouts are taken."""
-        arrived = time.monotonic()
-        self._handed_over.acquire()
-        job = self._worker.submit(self._reconstruct, part, buffer, arrived)
+        arrived, settings = time.monotonic(), self._settings
+        deadline = None
+        if settings.deadline_s or settings.scan_deadline_s:
+            deadline = Deadline(arrived + (settings.deadline_s or math.inf), self._deadline)
+        if not self._handed_over.acquire(blocking=False):
+            # Nobody sees the end of a scan that is held up.
+            if settings.scan_deadline_s:
+                for earlier in self._deadlines:
+                    earlier.bring_forward(arrived + settings.scan_deadline_s)
+            self._handed_over.acquire()
+        if deadline is not None:
+            self._deadlines.append(deadline)
+        job = self._worker.submit(self._reconstruct, part, buffer, arrived, deadline)
         handed_over = self._handed_over  # not self: the job would keep the scan, and the scan the job
         job.add_done_callback(lambda _: handed_over.release())
         self._jobs = [*(other for other in self._jobs if not other.done()), job]
 
-    def _reconstruct(self, part: Part, buffer: SliceBuffer, arrived: float) -> None:
+    def _reconstruct(
+        self, part: Part, buffer: SliceBuffer, arrived: float, deadline: Deadline | None
+    ) -> None:
         """Reconstruct and send one slice; what goes wrong stays with this slice."""
         try:
             assert self._dictionary is not None
@@ -211,9 +225,6 @@ class _Scan:
                 kspace = kspace.turned(encoding.phase)
             folded = time.monotonic()
             settings = self._settings
-            deadline = None
-            if settings.deadline_s or settings.scan_deadline_s:
-                deadline = Deadline(arrived + (settings.deadline_s or math.inf), self._deadline)
             field = self._b1_map.on_slice(part.slice_number, encoding.shape) if self._b1_map else None
             maps = partial(self._coil_maps.on_slice, part.slice_number) if self._coil_maps else None
             head = self._labelled(buffer.head, part)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,8 @@ _logger = logging.getLogger("whorl")
 _GUESSED_B1 = 0.05
 #: Coefficients of which the coil maps are made; weaker ones add noise.
 _CALIBRATING = 3
-#: Scans of the result from which its uncertainty is told, and the neighbourhood of a pixel in pixels over
-#: which their errors are averaged.
+#: Reconstructions from which the uncertainty is told, one of them without noise, and the neighbourhood of a
+#: pixel in pixels over which their errors are averaged.
 _REPETITIONS, _NEIGHBOURHOOD = 4, 2.5
 
 Progress = Callable[[int, int], None]
@@ -73,7 +73,9 @@ class Inside:
     losses
         Data term of each iteration of the fit.
     deviations
-        Standard deviations of T1 and T2 in ms, both `(Y, X)`, 0 outside; takes as long as a few slices.
+        Standard deviations of T1 and T2 in ms, both `(Y, X)`, 0 outside: of noise and what is systematic,
+        or, with ``noise_only=True``, of noise alone. Takes a `Deadline` or ``None``, and as long as a few
+        slices.
     refit
         Repeats the fit of the INR to be watched; see `whorl.recon.slicedata.Estimate`.
     """
@@ -83,7 +85,7 @@ class Inside:
     mask: Tensor
     to_maps: Callable[[Tensor], SliceMaps]
     losses: tuple[float, ...]
-    deviations: Callable[[Deadline | None], tuple[NDArray[np.float32], NDArray[np.float32]]]
+    deviations: Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]
     refit: Callable[[Watch], InrFit] | None
 
 
@@ -275,8 +277,18 @@ def reconstruct_slice(
     choices = {**estimate.choices, "method": result.method}
     sd = None if noise_sd is None else noise_sd / scale
 
-    def deviations(until: Deadline | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return _deviations(inputs, estimate, mask, found.maps, known_b1(mask)[0], sd, choices, until)
+    @cache
+    def errors(until: Deadline | None) -> tuple[Tensor, Tensor]:
+        return repeated_errors(inputs, estimate, mask, sd, choices, until)
+
+    def deviations(
+        until: Deadline | None, *, noise_only: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        of_noise, systematic = errors(until)
+        covariance = local_covariance(as_real(of_noise, 1), mask, _NEIGHBOURHOOD)
+        if not noise_only:
+            covariance += local_covariance(as_real(systematic[None], 1), mask, _NEIGHBOURHOOD)
+        return _deviations(covariance, estimate, mask, found.maps, dictionary, known_b1(mask)[0])
 
     result.inside = Inside(
         estimate.coefficients,
@@ -378,25 +390,21 @@ def _images(
 
 
 def _deviations(
-    inputs: _Inputs,
+    covariance: Tensor,
     estimate: Estimate,
     mask: Tensor,
     maps: SliceMaps,
+    dictionary: Dictionary,
     b1: Tensor | None,
-    noise_sd: float | None,
-    choices: Mapping[str, str],
-    deadline: Deadline | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Standard deviations of T1 and T2 in ms, `(Y, X)`; see `whorl.recon.uncertainty`."""
-    errors = repeated_errors(inputs, estimate, noise_sd, choices, deadline)
-    covariance = local_covariance(as_real(errors, 1), mask, _NEIGHBOURHOOD)
+    """Standard deviations of T1 and T2 in ms, `(Y, X)`, from the covariance `(V, J, J)` of coefficients."""
     images, device = estimate.coefficients, mask.device
     inside = mask.cpu().numpy()
     t1_ms, t2_ms = (torch.from_numpy(m[inside]).to(device) for m in (maps.t1_ms, maps.t2_ms))
     joint = maps.b1 is not None
     if maps.b1 is not None:
         b1 = torch.from_numpy(maps.b1[inside]).to(device)
-    moved = sensitivity(images[:, mask].T, t1_ms, t2_ms, inputs.dictionary, b1=b1, joint=joint)
+    moved = sensitivity(images[:, mask].T, t1_ms, t2_ms, dictionary, b1=b1, joint=joint)
     relative = relative_sd(moved, covariance)
     return _on_raster(relative[:, 0] * t1_ms, mask), _on_raster(relative[:, 1] * t2_ms, mask)
 
@@ -404,14 +412,16 @@ def _deviations(
 def repeated_errors(
     inputs: _Inputs,
     estimate: Estimate,
+    mask: Tensor,
     noise_sd: float | None,
-    choices: Mapping[str, str],
+    choices: Mapping[str, Any],
     deadline: Deadline | None,
-) -> Tensor:
-    """What the method makes of scans of its own images, less these images, `(N, K, Y, X)`."""
+) -> tuple[Tensor, Tensor]:
+    """What more noise does to the images, `(N, K, Y, X)`, and what the method makes of a scan of them without
+    noise, less these images, `(K, Y, X)`."""
     kspace, encoding, images = inputs.kspace, inputs.encoding, estimate.coefficients
     assert estimate.csm is not None
-    complex_images = images if estimate.phase is None else estimate.phase * images
+    complex_images = images * mask if estimate.phase is None else estimate.phase * images * mask
     predicted = encoded(
         complex_images.to(estimate.csm.dtype), estimate.csm, kspace.gram, encoding.nufft
     )  # (I, K, C, S)
@@ -421,19 +431,22 @@ def repeated_errors(
     def repeat(seed: int) -> Tensor:
         if deadline is not None:
             deadline.check(f"the uncertainty was at repetition {seed} of {_REPETITIONS}")
-        generator = torch.Generator().manual_seed(seed)
-        noisy = predicted + folded_noise(kspace.gram, C, S, sd, generator)
-        again = inputs.with_choices(noisy, choices)
+        bins = predicted
+        if seed:
+            generator = torch.Generator().manual_seed(seed)
+            bins = kspace.bins + folded_noise(kspace.gram, C, S, sd, generator)
+        again = inputs.with_choices(bins, choices)
         if again.settings.method == "lowrank":
             found, _ = _plain_images(again, _Clock())
         else:
             found, _ = _images(again, deadline, None, _Clock())
         its = found.coefficients
-        if its.is_complex() != images.is_complex():  # the other one's phase was trusted
+        if its.is_complex() != images.is_complex():  # only one of the two had a common phase
             its = its.abs() * torch.sign(images) if its.is_complex() else its.to(images.dtype)
         return its - images
 
-    return torch.stack(spread(repeat, range(_REPETITIONS)))
+    systematic, *of_noise = spread(repeat, range(_REPETITIONS))
+    return torch.stack(of_noise), systematic
 
 
 def slice_data(

@@ -1,9 +1,10 @@
-"""What noise and the method itself do to subspace images: by the scan that would have been measured of them.
+"""What noise and the method itself do to subspace images: by doing it again.
 
-A parametric bootstrap. The images that were found are encoded as the scan encodes, noise is added, and the
-method is applied again with what it had chosen: what comes out differs from what went in by noise, by
-aliasing that is left, and by detail that the method loses. A few such scans suffice, because errors of
-neighbouring pixels are alike: their covariance is taken over a neighbourhood.
+Noise: the scan is reconstructed again with more noise of the same strength, by the method with what it had
+chosen; what changes has the deviation of noise (a parametric bootstrap). Aliasing that is left, and detail that
+is lost: the images that were found are encoded as the scan encodes and reconstructed without noise; what comes
+out differs by them. A few repetitions suffice, because errors of neighbouring pixels are alike: their
+covariance is taken over a neighbourhood.
 
 Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, J real numbers of a pixel, Y X
 pixels, V pixels of the mask.
@@ -65,7 +66,7 @@ def noise_level(bins: Tensor, predicted: Tensor, gram: Tensor) -> float:
 
 
 def local_covariance(errors: Tensor, mask: Tensor, sigma: float) -> Tensor:
-    """Covariance `(V, J, J)` of errors around each pixel of a mask, systematic ones included.
+    """Covariance `(V, J, J)` of errors, whose mean is 0, around each pixel of a mask.
 
     Parameters
     ----------

@@ -96,6 +96,16 @@ _LESION_T2 = 0.8
 _FAT = ("fat", 380.0, 70.0, 0.9)
 _FAT_HZ = -440.0
 _FAT_MM = 4.0
+# Letters of an object that has no symmetry: glyph, x_mm, y_mm of its middle, T1_ms, T2_ms; what lies around
+# them; and its edges (x, y), the height of a letter, and its middle, all in mm.
+LETTERS = (
+    ("F", -62.0, -58.0, 600.0, 45.0),
+    ("G", 66.0, -62.0, 1300.0, 70.0),
+    ("R", -58.0, 64.0, 1900.0, 160.0),
+    ("J", 64.0, 60.0, 2600.0, 300.0),
+)
+_AROUND_LETTERS = ("around", 950.0, 100.0)
+_LETTERS_EDGES_MM, _LETTER_MM, _LETTER_FOV_MM = (205.0, 210.0), 62.0, 230.0
 # Height of the middle of the slices and the range in which there is enough brain, mm in MNI space.
 _BRAIN_MIDDLE_MM, _BRAIN_RANGE_MM = 10.0, (-35.0, 65.0)
 
@@ -284,6 +294,69 @@ def brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0) -> Phant
         regions=(0, 1, 2),
         pure_radius=0,
     )
+
+
+def letters(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0) -> Phantom:
+    """A plate with another letter in each corner: what is turned, mirrored, transposed or shifted shows it.
+
+    Letters stand upright where rows run downwards and columns to the right. The middle of the plate has a
+    notch for each slice, so that their order shows too: 1 in the first, 2 in the second ... Where the field
+    of view is less than 230 mm, the plate is scaled down to fit.
+
+    Parameters
+    ----------
+    slices
+        1 to 9.
+
+    Raises
+    ------
+    ValueError
+        If there are too many slices.
+    """
+    if not 1 <= slices <= 9:
+        raise ValueError(f"slices is {slices}: the letters have 1 to 9")
+    scale = min(1.0, fov_mm / _LETTER_FOV_MM)
+    fine_mm = fov_mm / matrix / FINE / scale
+    at = fine_positions(matrix) * fov_mm / matrix / scale
+    x, y = at - OFFSET_MM[0], at - OFFSET_MM[1]
+    width, height = _LETTERS_EDGES_MM
+    plate = _edge(x, width / 2, fine_mm)[None, :] * _edge(y, height / 2, fine_mm)[:, None]
+    fractions = np.zeros((slices, len(LETTERS) + 1, len(y), len(x)), dtype=np.float32)
+    for s in range(slices):
+        for m, (glyph, x_mm, y_mm, _, _) in enumerate(LETTERS, start=1):
+            fractions[s, m] = _glyph(glyph, (x - x_mm) / fine_mm, (y - y_mm) / fine_mm, _LETTER_MM / fine_mm)
+        rest = plate - fractions[s, 1:].sum(axis=0)
+        for notch in range(s + 1):
+            rest *= 1 - _disc(x - 10 * notch, y, 3.5, fine_mm)
+        fractions[s, 0] = np.clip(rest, 0, 1)
+    return Phantom(
+        names=(_AROUND_LETTERS[0], *(name for name, *_ in LETTERS)),
+        t1_ms=np.array([_AROUND_LETTERS[1], *(t1 for *_, t1, _ in LETTERS)]),
+        t2_ms=np.array([_AROUND_LETTERS[2], *(t2 for *_, t2 in LETTERS)]),
+        pd=np.ones(len(LETTERS) + 1),
+        fractions=fractions,
+        regions=tuple(range(1, len(LETTERS) + 1)),
+        pure_radius=1,
+    )
+
+
+def _edge(x: NDArray[np.float64], half: float, width: float) -> NDArray[np.float64]:
+    """1 between -half and half, with an edge one sample wide."""
+    return np.clip((half - np.abs(x)) / width + 0.5, 0, 1)
+
+
+def _glyph(
+    letter: str, columns: NDArray[np.float64], rows: NDArray[np.float64], size: float
+) -> NDArray[np.float32]:
+    """A bold letter `(V, U)` of a height in samples, its middle where `columns` and `rows` are 0."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.new("L", (len(columns), len(rows)))
+    font = ImageFont.load_default(size)
+    where = -columns[0], -rows[0]
+    # Strokes thick enough for several pixels.
+    ImageDraw.Draw(canvas).text(where, letter, fill=255, font=font, anchor="mm", stroke_width=size / 22)
+    return np.asarray(canvas, dtype=np.float32) / np.float32(255)
 
 
 def textured_brain(*, slices: int = 1, matrix: int = 256, fov_mm: float = 300.0, seed: int = 0) -> Phantom:

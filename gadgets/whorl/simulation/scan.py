@@ -27,6 +27,7 @@ import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from whorl.scan.readout import HEAD_DTYPE, Flag
 from whorl.simulation.gradients import play
@@ -37,6 +38,7 @@ from whorl.simulation.phantoms import (
     brain,
     coil_maps,
     fine_positions,
+    letters,
     nist_plate,
     off_resonance,
     phase_jump,
@@ -61,7 +63,16 @@ _SEGMENT_ERROR = 1e-4
 _NUFFT_EPS = 1e-8
 _SMALL = 100_000
 # Parameters that are arrays: datasets in the file, because HDF5 limits attributes to 64 KiB.
-_ARRAYS = ("noise_covariance", "flip_deg", "phase_deg", "tr_ms", "te_ms", "slice_profile")
+_ARRAYS = (
+    "noise_covariance",
+    "flip_deg",
+    "phase_deg",
+    "tr_ms",
+    "te_ms",
+    "slice_profile",
+    "turned_deg",
+    "centre_mm",
+)
 # Components that are transformed at once: 16 of 8 coils and 96 interleaves take 0.2 GB.
 _AT_ONCE = 16
 
@@ -186,6 +197,8 @@ def simulate(
     noise_covariance: NDArray[Any] | None = None,
     noise_dwell_us: float | None = None,
     layout: Layout = Layout(),
+    turned_deg: Sequence[float] = (0.0, 0.0, 0.0),
+    centre_mm: Sequence[float] = (0.0, 0.0, 0.0),
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Simulate a spiral MRF scan and write it as an MRD file with its truth.
@@ -208,7 +221,8 @@ def simulate(
         HDF5 file to be written, with the groups `dataset` (MRD) and `truth` (`read_truth`).
     phantom
         `nist` (14 spheres in water, see `plate`), `brain` (needs nilearn) or `texture` (a brain whose
-        relaxation varies within the tissue, with lesions; see `textured_brain`).
+        relaxation varies within the tissue, with lesions; see `textured_brain`), `letters` (an object without
+        any symmetry).
     timepoints
         Number T of pulses and readouts of the train.
     interleaves
@@ -264,6 +278,12 @@ def simulate(
         others if None.
     layout
         What the file says about the scan.
+    turned_deg
+        Angles about x, y and z of the patient (LPS), one after the other, by which the stack of slices is
+        turned from axial; the object turns with it.
+    centre_mm
+        Where the middle of the stack lies, LPS. The data are demodulated to each slice's position, as a
+        scanner delivers them.
     progress
         Receives one line for each step.
 
@@ -344,8 +364,13 @@ def simulate(
         thing = brain(slices=slices, matrix=matrix, fov_mm=fov_mm)
     elif phantom == "texture":
         thing = textured_brain(slices=slices, matrix=matrix, fov_mm=fov_mm, seed=seed)
+    elif phantom == "letters":
+        thing = letters(slices=slices, matrix=matrix, fov_mm=fov_mm)
     else:
-        raise ValueError(f'phantom is "{phantom}": expected "nist", "brain" or "texture"')
+        raise ValueError(f'phantom is "{phantom}": expected "nist", "brain", "texture" or "letters"')
+    for name, vector in (("turned_deg", turned_deg), ("centre_mm", centre_mm)):
+        if len(vector) != 3 or not all(math.isfinite(value) for value in vector):
+            raise ValueError(f"{name} is {vector}: expected three numbers")
     if fat:
         thing = with_fat(thing, matrix=matrix, fov_mm=fov_mm)
 
@@ -474,11 +499,14 @@ def simulate(
         "fat": fat,
         "sequence": "" if sequence is None else str(sequence),
         "girf": "" if girf is None else str(girf),
+        "turned_deg": np.asarray(turned_deg, dtype=np.float64),
+        "centre_mm": np.asarray(centre_mm, dtype=np.float64),
     }
     header = _header(parameters, layout)
     rows = _rows(prescan, kspace, trajectory.astype(np.float32), arms, train, dwell_us, layout)
     if noise_dwell_us is not None:
         rows["head"]["sample_time_us"][:n_prescans] = noise_dwell_us
+    _place(rows["head"], n_prescans, turned_deg, centre_mm)
     say(f"writing {target}")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -524,6 +552,8 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
                 "b1": 0.0,
                 "inversion_efficiency": 1.0,
                 "slice_profile": np.empty(0),
+                "turned_deg": np.zeros(3),
+                "centre_mm": np.zeros(3),
                 "b0_hz": 0.0,
                 "gradient_delay_us": 0.0,
                 "phase_jump_rad": 0.0,
@@ -851,6 +881,17 @@ def _rows(
         rows["traj"][n_noise + n] = trajectory[arms[t[n]]].ravel() if layout.attached else nothing
         rows["data"][n_noise + n] = readouts[n].view(np.float32).ravel()
     return rows
+
+
+def _place(
+    head: NDArray[np.void], n_prescans: int, turned_deg: Sequence[float], centre_mm: Sequence[float]
+) -> None:
+    """Turn and move an axial stack of slices about the isocentre."""
+    turn = Rotation.from_euler("xyz", list(turned_deg), degrees=True).as_matrix()
+    for axis, name in enumerate(("read_dir", "phase_dir", "slice_dir")):
+        head[name] = turn[:, axis]
+    heights = head["position"][n_prescans:, 2].astype(np.float64)
+    head["position"][n_prescans:] = np.asarray(centre_mm) + heights[:, None] * turn[:, 2]
 
 
 def _write_truth(

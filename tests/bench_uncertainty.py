@@ -1,0 +1,170 @@
+"""Predicted standard deviations against those of many noise realisations of a scan, and against errors.
+
+    python tests/bench_uncertainty.py [--phantom brain] [--order golden] [--noise 5e-3] [--method inr]
+        [--realisations 50] [--matrix 256] [--timepoints 500]
+
+For each realisation the scan gets new noise, in its noise readouts too, and goes through the whole
+pipeline. Printed are ratios over the voxels (median, 5th and 95th percentile, and the share between 0.7 and
+1.4): of the deviation predicted from noise alone to the empirical one; and, away from edges, of the whole
+prediction to the root mean square error against the truth. And the share of voxels whose error is less than
+one and two predicted deviations (68 % and 95 % if it were normal).
+
+Letters: R realisations, C coils, S samples, Y X pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+from numpy.typing import NDArray
+
+from whorl.config import Settings
+from whorl.doors.files import read_header, read_readouts
+from whorl.pipeline import reconstruct_scan
+from whorl.reconstruction import SliceResult
+from whorl.scan.readout import Flag, Readout
+from whorl.simulation.scan import read_truth, simulate
+
+QUANTITIES = (("T1", "t1_ms"), ("T2", "t2_ms"))
+#: Of predictions that are compared with the empirical deviation: one from each of the first realisations.
+N_PREDICTIONS = 3
+
+
+class NoisyScan:
+    """A scan without noise, and any number of copies with noise.
+
+    Parameters
+    ----------
+    path
+        Where the scan without noise is written to.
+    noise
+        Standard deviation relative to the largest sample.
+    options
+        Of `whorl.simulation.scan.simulate`.
+    """
+
+    def __init__(self, path: Path, noise: float, **options: object) -> None:
+        simulate(path, noise=0.0, **options)  # type: ignore[arg-type]
+        self.header = read_header(path)
+        self.truth = read_truth(path)
+        self._readouts = list(read_readouts(path))
+        largest = max(
+            float(np.abs(r.data).max()) for r in self._readouts if not r.flags & Flag.IS_NOISE_MEASUREMENT
+        )
+        covariance = self.truth.parameters["noise_covariance"]
+        self._mixing = np.linalg.cholesky(covariance) * noise * largest  # (C, C)
+
+    def readouts(self, realisation: int) -> Iterator[Readout]:
+        """The readouts with noise."""
+        rng = np.random.default_rng([realisation, 17])
+        for readout in self._readouts:
+            white = rng.standard_normal((2, *readout.data.shape)) / np.sqrt(2)
+            noise = (self._mixing @ (white[0] + 1j * white[1])).astype(np.complex64)
+            yield Readout(readout.head, readout.trajectory, readout.data + noise)
+
+
+def reconstruct(scan: NoisyScan, realisation: int, properties: dict[str, object]) -> SliceResult:
+    """The slice's maps, whose deviations can be asked for."""
+    seen: list[SliceResult] = []
+
+    def observe(_: int, result: SliceResult) -> None:
+        seen.append(result)
+
+    def ignore(_: ismrmrd.Image) -> None:
+        pass
+
+    settings = Settings.from_properties(properties)
+    reconstruct_scan(scan.header, scan.readouts(realisation), settings, ignore, observe=observe)
+    (result,) = seen
+    return result
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one quantity: ratios of predicted to empirical deviation over the voxels, of noise and against the
+    root mean square error; and the shares of errors within one and two predicted deviations."""
+
+    noise: NDArray[np.float64]
+    error: NDArray[np.float64]
+    within: tuple[float, float]
+
+
+def compare(
+    scan: NoisyScan, n_realisations: int, properties: dict[str, object]
+) -> tuple[dict[str, Comparison], float]:
+    """Comparisons by quantity, and the seconds that a prediction takes."""
+    stacks: dict[str, list[NDArray[np.float32]]] = {name: [] for name, _ in QUANTITIES}
+    noise: dict[str, list[NDArray[np.float32]]] = {name: [] for name, _ in QUANTITIES}
+    whole: dict[str, list[NDArray[np.float32]]] = {name: [] for name, _ in QUANTITIES}
+    seconds = 0.0
+    for realisation in range(n_realisations):
+        result = reconstruct(scan, realisation, properties)
+        for name, field in QUANTITIES:
+            stacks[name].append(getattr(result.maps, field))
+        if realisation < N_PREDICTIONS:
+            assert result.inside is not None
+            start = time.monotonic()
+            of_all = result.inside.deviations(None)
+            seconds += time.monotonic() - start
+            of_noise = result.inside.deviations(None, noise_only=True)
+            for n, (name, _) in enumerate(QUANTITIES):
+                noise[name].append(of_noise[n])
+                whole[name].append(of_all[n])
+    found = {}
+    for name, field in QUANTITIES:
+        values, predicted, total = np.stack(stacks[name]), np.stack(noise[name]), np.stack(whole[name])
+        inside = (values > 0).all(0) & (predicted > 0).all(0)
+        empirical = values.std(0, ddof=1)[inside]
+        # Errors at the edge of a tissue are those of the truth, which has one tissue in a pixel.
+        pure = inside & (scan.truth.labels[0] > 0)
+        error = values[:, pure] - getattr(scan.truth, field)[0][pure]
+        z = np.abs(error[: len(total)]) / total[:, pure]
+        found[name] = Comparison(
+            (predicted[:, inside] / empirical).ravel().astype(np.float64),
+            (total[:, pure] / np.sqrt(np.mean(error**2, axis=0))).ravel().astype(np.float64),
+            (float(np.mean(z < 1)), float(np.mean(z < 2))),
+        )
+    return found, seconds / N_PREDICTIONS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--phantom", default="brain")
+    parser.add_argument("--order", default="golden")
+    parser.add_argument("--noise", type=float, default=5e-3)
+    parser.add_argument("--method", default="inr")
+    parser.add_argument("--realisations", type=int, default=50)
+    parser.add_argument("--matrix", type=int, default=256)
+    parser.add_argument("--timepoints", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scan = NoisyScan(
+            Path(folder) / "scan.h5",
+            arguments.noise,
+            phantom=arguments.phantom,
+            order=arguments.order,
+            matrix=arguments.matrix,
+            timepoints=arguments.timepoints,
+            seed=arguments.seed,
+        )
+    found, seconds = compare(scan, arguments.realisations, {"method": arguments.method})
+    what = f"{arguments.phantom} {arguments.order}, noise {arguments.noise:g}, {arguments.method}"
+    print(f"{what}, {arguments.realisations} realisations; a prediction takes {seconds:.1f} s")
+    for name, one in found.items():
+        for title, ratio in (("noise / empirical SD", one.noise), ("all / RMS error", one.error)):
+            low, middle, high = np.percentile(ratio, (5, 50, 95))
+            share = np.mean((ratio > 0.7) & (ratio < 1.4))
+            print(f"  {name} {title}: {middle:.2f} ({low:.2f} to {high:.2f}), {share:.1%} in 0.7 to 1.4")
+        print(f"  {name} error within 1 SD {one.within[0]:.0%}, within 2 SD {one.within[1]:.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
