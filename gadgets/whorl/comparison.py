@@ -584,8 +584,9 @@ def run(scan: Path, output: Path, properties: Mapping[str, object], say: Say, sh
         See `compare`.
     """
     from whorl import comparison_figures as figures
+    from whorl.maps.figures import check_installed
 
-    figures.check_installed()  # not after minutes
+    check_installed()  # not after minutes
     began = time.monotonic()
     comparison = compare(scan, properties, say)
     show(as_text(comparison))

@@ -5,7 +5,6 @@ Letters: Z slices, K coefficients, F joint features, R regions, Y X pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whorl.comparison import Comparison, Run, voxels
-from whorl.maps.images import Frame
+from whorl.maps.figures import (
+    N_IMAGES,
+    Box,
+    Limits,
+    animate,
+    box_of,
+    draw_features,
+    label,
+    save,
+    show_error,
+    show_magnitude,
+    show_map,
+    write,
+)
 from whorl.maps.rois import QUANTITIES
-
-_N_FEATURES = 9
-#: Subspace images that are shown: weaker ones are noise to the eye.
-_N_IMAGES = 5
-_MARGIN = 6
-_DPI = 110
-_FRAMES_PER_SECOND = 4
-_PAUSE = 6  # frames that the last one stays
-
-Box = tuple[slice, slice]
-Limits = dict[str, float]
-
-
-def check_installed() -> None:
-    """Raise ImportError if what the figures need is not installed."""
-    import cmcrameri  # noqa: F401
-    import matplotlib  # noqa: F401, ICN001
 
 
 def draw_all(comparison: Comparison, folder: Path) -> list[str]:
@@ -56,14 +51,8 @@ def draw_all(comparison: Comparison, folder: Path) -> list[str]:
 def _box(comparison: Comparison) -> Box:
     """The object with a margin, in all slices."""
     first = next(iter(comparison.runs.values()))
-    inside = (comparison.truth.mask if comparison.truth else first.maps["T1"] > 0).any(0)
-    rows, columns = np.nonzero(inside)
-    if not len(rows):
-        return slice(None), slice(None)
-    return (
-        slice(max(0, int(rows.min()) - _MARGIN), int(rows.max()) + _MARGIN + 1),
-        slice(max(0, int(columns.min()) - _MARGIN), int(columns.max()) + _MARGIN + 1),
-    )
+    inside = comparison.truth.mask if comparison.truth else first.maps["T1"] > 0
+    return box_of(np.any(inside, axis=0))
 
 
 def _limits(comparison: Comparison) -> Limits:
@@ -80,44 +69,6 @@ def _limits(comparison: Comparison) -> Limits:
             values = next(iter(comparison.runs.values())).maps[quantity]
             limits[quantity] = 1.5 * float(np.percentile(values[values > 0], 75)) if values.any() else 1.0
     return limits
-
-
-def _colours(quantity: str) -> Any:
-    from cmcrameri import cm
-
-    return (cm.lipari if quantity == "T1" else cm.navia).with_extremes(bad="black", under="black")
-
-
-def _show_map(axis: Any, image: NDArray[np.float32], quantity: str, top: float) -> Any:
-    """A map; what is outside the object is black."""
-    return axis.imshow(
-        np.ma.masked_equal(image, 0), cmap=_colours(quantity), vmin=0, vmax=top, interpolation="nearest"
-    )
-
-
-def _show_error(axis: Any, image: NDArray[np.float32], known: NDArray[np.float32]) -> Any:
-    from cmcrameri import cm
-
-    both = (known > 0) & (image > 0)
-    error = np.ma.masked_where(~both, 100 * (image / np.where(known > 0, known, 1) - 1))
-    return axis.imshow(error, cmap=cm.vik, vmin=-30, vmax=30, interpolation="nearest")
-
-
-def _show_magnitude(axis: Any, image: NDArray[np.float32]) -> Any:
-    """A subspace image on a scale of its own: that of methods with and without coil calibration differ."""
-    inside = image[image > 0]
-    top = float(np.percentile(inside, 99)) if len(inside) else 1.0
-    return axis.imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
-
-
-def _write(axis: Any, text: str) -> None:
-    """A line below a map."""
-    axis.text(0.5, -0.02, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
-
-
-def _label(axis: Any, text: str) -> None:
-    """A name to the left of a row."""
-    axis.text(-0.08, 0.5, text, transform=axis.transAxes, ha="right", va="center", fontsize=10)
 
 
 def _first_region(comparison: Comparison) -> int | None:
@@ -137,82 +88,6 @@ def _spread_text(comparison: Comparison, image: NDArray[np.float32], z: int) -> 
         return ""
     spread = f" ± {inside.std():.1f}" if np.ptp(inside) > 0 else ""  # the truth has none
     return f"{comparison.truth.roi_names[label - 1]} {inside.mean():.1f}{spread}"
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    # Labels beside axes that are switched off lie beyond what the layout knows of.
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.1)
-    plt.close(figure)
-
-
-# --- The fit of the INR ----------------------------------------------------------------------------
-
-
-def _alive(features: NDArray[np.float32]) -> list[int]:
-    """The first channels that are not 0 everywhere: some ReLU never become active."""
-    alive = [n for n, channel in enumerate(features) if np.ptp(channel) > 0]
-    return alive[:_N_FEATURES]
-
-
-def draw_features(frames: Sequence[Frame], box: Box, path: Path) -> None:
-    """Figure 1b: joint features at five iterations, from the first to the last."""
-    import matplotlib.pyplot as plt
-
-    fit = frames[:-1]
-    chosen = sorted({round(n) for n in np.linspace(0, len(fit) - 1, 5)})
-    channels = _alive(fit[-1].features)
-    figure, axes = plt.subplots(
-        len(chosen), len(channels), figsize=(1.5 * len(channels) + 1, 1.7 * len(chosen)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for row, n in enumerate(chosen):
-        for column, channel in enumerate(channels):
-            axis, image = axes[row, column], fit[n].features[channel][box]
-            inside = image[image != 0]
-            low, high = np.percentile(inside, (1, 99)) if len(inside) else (0, 1)
-            axis.imshow(image, cmap="gray", vmin=min(low, 0), vmax=high or 1, interpolation="nearest")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(f"φ{channel + 1}", fontsize=10)
-        _label(axes[row, 0], fit[n].title)
-    figure.suptitle("Joint features of the INR, each on a scale of its own")
-    _save(figure, path)
-
-
-def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> None:
-    """Figure 2: subspace images and maps during the fit."""
-    import matplotlib.pyplot as plt
-    from matplotlib.animation import PillowWriter
-
-    last = frames[-1]
-    n_images = min(_N_IMAGES, len(last.images))
-    figure, axes = plt.subplots(1, n_images + 2, figsize=(1.9 * (n_images + 2), 2.7), layout="constrained")
-    heading = figure.suptitle(last.title)
-    shown = [_show_magnitude(axes[k], last.images[k][box]) for k in range(n_images)]
-    for k in range(n_images):
-        axes[k].set_title(f"k = {k + 1}", fontsize=10)
-    for axis, (quantity, name) in zip(axes[n_images:], QUANTITIES, strict=True):
-        image = _show_map(axis, getattr(last.maps, name)[box], quantity, limits[quantity])
-        figure.colorbar(image, ax=axis, location="bottom", label=f"{quantity}, ms", shrink=0.9)
-        shown.append(image)
-    for axis in axes:
-        axis.set_axis_off()
-
-    # The layout stays as it is: to find it takes longer than to draw.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    writer = PillowWriter(fps=_FRAMES_PER_SECOND)
-    with writer.saving(figure, path, dpi=80):
-        for frame in [*frames, *[last] * _PAUSE]:
-            heading.set_text("as sent" if frame is last else f"{frame.title} of the fit")
-            for k in range(n_images):
-                shown[k].set_data(frame.images[k][box])
-            for image, (_, name) in zip(shown[n_images:], QUANTITIES, strict=True):
-                image.set_data(np.ma.masked_equal(getattr(frame.maps, name)[box], 0))
-            writer.grab_frame()
-    plt.close(figure)
 
 
 # --- The comparison --------------------------------------------------------------------------------
@@ -257,7 +132,7 @@ def draw_agreement(comparison: Comparison, path: Path) -> None:
         bars.set_xlabel(f"region and true {quantity} (ms)")
         bars.set_ylabel(f"coefficient of variation of {quantity} (%)")
         bars.legend(fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_voxels(comparison: Comparison, path: Path) -> None:
@@ -279,7 +154,7 @@ def _draw_voxels(comparison: Comparison, path: Path) -> None:
             axis.set(title=f"{run.title}, R² = {r2:.3f}", aspect="equal")
             axis.set(xlabel=f"{quantity}, {comparison.reference} (ms)", ylabel=f"{quantity} (ms)")
     figure.suptitle("Voxels, since there are no regions of known relaxation")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _time_text(run: Run) -> str:
@@ -293,7 +168,7 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
 
     truth, z, box, limits = comparison.truth, comparison.shown, _box(comparison), _limits(comparison)
     runs = list(comparison.runs.values())
-    n_images = min([_N_IMAGES, *(len(run.images) for run in runs if len(run.images))])
+    n_images = min([N_IMAGES, *(len(run.images) for run in runs if len(run.images))])
     first_map, n_maps, top = n_images, 4 if truth else 2, 1 if truth else 0
     figure, axes = plt.subplots(
         len(runs) + top, n_images + n_maps, squeeze=False, layout="constrained",
@@ -302,20 +177,20 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     if truth:
-        _label(axes[0, first_map], "truth")
+        label(axes[0, first_map], "truth")
     drawn: dict[int, Any] = {}
     for row, run in enumerate(runs, start=top):
-        _label(axes[row, 0], _time_text(run))
+        label(axes[row, 0], _time_text(run))
         for k in range(min(n_images, len(run.images))):
-            _show_magnitude(axes[row, k], run.images[k][box])
+            show_magnitude(axes[row, k], run.images[k][box])
         for column, (quantity, name) in enumerate(QUANTITIES, start=first_map):
             image = run.maps[quantity][z]
-            drawn[column] = _show_map(axes[row, column], image[box], quantity, limits[quantity])
-            _write(axes[row, column], _spread_text(comparison, image, z))
+            drawn[column] = show_map(axes[row, column], image[box], quantity, limits[quantity])
+            write(axes[row, column], _spread_text(comparison, image, z))
             if truth:
                 known = getattr(truth, name)[z]
-                drawn[column + 2] = _show_error(axes[row, column + 2], image[box], known[box])
-                _show_map(axes[0, column], known[box], quantity, limits[quantity])
+                drawn[column + 2] = show_error(axes[row, column + 2], image[box], known[box])
+                show_map(axes[0, column], known[box], quantity, limits[quantity])
     for k in range(n_images):
         axes[top, k].set_title(f"|x| k = {k + 1}", fontsize=10)
     for column, (quantity, _) in enumerate(QUANTITIES, start=first_map):
@@ -328,7 +203,7 @@ def draw_one_slice(comparison: Comparison, path: Path) -> None:
             figure.colorbar(
                 drawn[column + 2], ax=axes[:, column + 2], location="bottom", label="%", aspect=12
             )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _aspect(box: Box) -> float:
@@ -360,13 +235,13 @@ def draw_slices(comparison: Comparison, path: Path) -> None:
             for axis, image in zip(
                 axes[row], [*known, *(run.maps[quantity][z] for run in runs)], strict=True
             ):
-                drawn = _show_map(axis, image[box], quantity, limits[quantity])
-                _write(axis, _spread_text(comparison, image, z))
+                drawn = show_map(axis, image[box], quantity, limits[quantity])
+                write(axis, _spread_text(comparison, image, z))
                 axis.set_axis_off()
-            _label(axes[row, 0], f"{quantity}\nslice {z}")
+            label(axes[row, 0], f"{quantity}\nslice {z}")
         figure.colorbar(drawn, ax=axes[first : first + len(chosen)], label=f"{quantity}, ms", shrink=0.8)
     for axis, title in zip(
         axes[0], [*(["truth"] if truth else []), *(run.title for run in runs)], strict=True
     ):
         axis.set_title(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)

@@ -1,9 +1,9 @@
 """What noise and the method itself do to subspace images: by doing it again.
 
 Noise: the scan is reconstructed again with more noise of the same strength, by the method with what it had
-chosen; what changes has the deviation of noise (a parametric bootstrap). Aliasing that is left, and detail that
-is lost: the images that were found are encoded as the scan encodes and reconstructed without noise; what comes
-out differs by them. A few repetitions suffice, because errors of neighbouring pixels are alike: their
+chosen; what changes has the deviation of noise (a parametric bootstrap). Aliasing that is left, and detail
+that is lost: the images that were found are encoded as the scan encodes and reconstructed without noise; what
+comes out differs by them. A few repetitions suffice, because errors of neighbouring pixels are alike: their
 covariance is taken over a neighbourhood.
 
 Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, J real numbers of a pixel, Y X
