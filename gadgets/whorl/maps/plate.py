@@ -104,11 +104,14 @@ _FAINTEST = 0.01
 # Turns and sizes of the first round: between two of them a sphere of the ring is less than 1.5 mm off.
 _TURNS_DEG = np.arange(0.0, 180.0, 3.0)
 _SCALES = (0.94, 0.98, 1.02, 1.06)
+# Maps are looked at in logarithms above about this value, in ms.
+_LOG_MS = 10.0
 # How far a sphere is looked for from where the constellation wants it, round by round.
-_REACH_MM = (5.0, 4.0, 3.0, 3.0)
+_REACH_MM = (5.0, 4.0, 3.5, 3.5)
 # A sphere is seen if so much of the variance around its centre is that of a thing which is round.
 _SEEN = 0.5
-_FEWEST_SEEN = 8
+_FEWEST_SEEN = 9
+_PRECISION_MM = 0.7
 _MOST_RESIDUAL_MM = 1.2
 _MOST_SCALE = 0.1
 # The value of a sphere is the median within this radius.
@@ -284,7 +287,7 @@ def find_spheres(
     """Find the spheres of a plate in a map or an image of any contrast, and number them.
 
     The plate may be turned, seen from either side, off the centre and up to 8 % larger or smaller. Spheres
-    may be brighter or darker than what surrounds them; up to six need not be seen at all.
+    may be brighter or darker than what surrounds them; up to five need not be seen at all.
 
     What numbers them: in a map of T1 or T2 the values fall from 1 to 14. In another image they need only
     rise, fall, rise and fall once, or fall and rise once, as they do in spin echo and signed inversion
@@ -315,7 +318,9 @@ def find_spheres(
     """
     _check(image, pixel_mm, plate, quantity)
     values = np.where(np.isfinite(image), image, 0).astype(np.float64)
-    share = roundness(_even(values, pixel_mm), _STEP_MM)  # (V, U)
+    # In maps the water around the spheres has the largest values by far and the largest errors.
+    contrast = np.log1p(np.maximum(values, 0) / _LOG_MS) if quantity else values
+    share = roundness(_even(contrast, pixel_mm), _STEP_MM)  # (V, U)
     start = _coarse(share)
     if start is None:
         return None
@@ -442,7 +447,8 @@ def _coarse(share: NDArray[np.float64]) -> tuple[complex, complex] | None:
 class _Fit:
     """A constellation ``a p + b`` as `_coarse` has it, with the spheres found near it.
 
-    `at` `(14,)` where they are (complex, in steps), `seen` `(14,)`, the sum `weight` of their roundness.
+    `at` `(14,)` where they are (complex, in steps), `seen` `(14,)`, the sum `weight` of the roundness of those
+    that are seen, and their root mean square distance from the constellation.
     """
 
     a: complex
@@ -450,15 +456,11 @@ class _Fit:
     at: NDArray[np.complex128]
     seen: NDArray[np.bool_]
     weight: float
+    residual_mm: float
 
     @property
     def scale(self) -> float:
         return abs(self.a) * _STEP_MM
-
-    @property
-    def residual_mm(self) -> float:
-        off = self.at - (self.a * _template() + self.b)
-        return float(np.sqrt(np.mean(np.abs(off[self.seen]) ** 2))) * _STEP_MM
 
     @property
     def is_plate(self) -> bool:
@@ -472,25 +474,40 @@ class _Fit:
 def _refine(share: NDArray[np.float64], a: complex, b: complex) -> _Fit:
     """Look for each sphere near its place and fit the constellation to what is found, a few times."""
     p = _template()
-    at, weights = p, np.zeros(N_SPHERES)
+    at, round_there, seen = p, np.zeros(N_SPHERES), np.zeros(N_SPHERES, dtype=bool)
     for reach_mm in _REACH_MM:
         peaks = [_peak(share, place, reach_mm / _STEP_MM) for place in a * p + b]
         at = np.array([place for place, _ in peaks])
-        weights = np.array([height if height >= _SEEN else 0.0 for _, height in peaks])
-        if np.count_nonzero(weights) < _FEWEST_SEEN:
+        round_there = np.minimum([height for _, height in peaks], 0.99)
+        seen = round_there >= _SEEN
+        if np.count_nonzero(seen) < _FEWEST_SEEN:
             break
-        # Least squares in complex numbers: turn, size and shift at once.
-        w = weights / weights.sum()
+        # Least squares in complex numbers, for turn, size and shift at once; weights of signal over noise.
+        w = np.where(seen, round_there / (1 - round_there), 0)
+        w /= w.sum()
         p_mean, at_mean = w @ p, w @ at
         a = complex(np.vdot(p - p_mean, w * (at - at_mean)) / np.vdot(p - p_mean, w * (p - p_mean)))
         b = complex(at_mean - a * p_mean)
-    seen = weights > 0
-    at = np.where(seen, at, a * p + b)
-    return _Fit(a, b, at, seen, float(weights.sum()))
+    fit = a * p + b
+    residual_mm = float(np.sqrt(np.mean(np.abs(at - fit)[seen] ** 2))) * _STEP_MM if seen.any() else math.inf
+    # The most likely place of a sphere lies between where it is seen, to about 1 mm over the root of signal
+    # over noise, and where the others want it, to the precision of the phantom and of the gradients.
+    trust = _PRECISION_MM**2 / (_PRECISION_MM**2 + (1 - round_there) / np.maximum(round_there, _SEEN))
+    return _Fit(
+        a=a,
+        b=b,
+        at=fit + np.where(seen, trust, 0) * (at - fit),
+        seen=seen,
+        weight=float(round_there[seen].sum()),
+        residual_mm=residual_mm,
+    )
 
 
 def _peak(share: NDArray[np.float64], place: complex, reach: float) -> tuple[complex, float]:
-    """The roundest point within `reach` of a place, and how round it is; all in steps of the grid."""
+    """The roundest point within `reach` of a place, and how round it is; all in steps of the grid.
+
+    At the border of the reach it is the slope of something else: 0.
+    """
     pad = math.ceil(reach)
     row, column = round(place.imag), round(place.real)
     top, left = max(row - pad, 0), max(column - pad, 0)
@@ -502,6 +519,8 @@ def _peak(share: NDArray[np.float64], place: complex, reach: float) -> tuple[com
     inside = np.where(np.abs(points - place) <= reach, window, 0)
     height = float(inside.max())
     summit = points.flat[int(inside.argmax())]
+    if abs(summit - place) > reach - 1:
+        return place, 0.0
     # Between the points: the centroid of the summit.
     near = np.abs(points - summit) <= 2.5
     weights = np.where(near, np.maximum(window - 0.8 * height, 0), 0)
