@@ -359,6 +359,54 @@ def compare(scan: Path, output: Path, config: Path | None, assignments: tuple[st
     sys.exit(code)
 
 
+@main.command()
+@click.argument("result", type=_existing)
+@click.option("-o", "--output", type=_output, required=True, help="HTML file.")
+@click.option("--truth", type=_existing, help="Simulated scan, with whose truth the maps are compared.")
+@click.option(
+    "--plate",
+    type=click.Choice(["auto", "t1", "t2", "off"]),
+    default="auto",
+    help="Spheres of the NIST system phantom, with whose values the maps are compared; auto: if they are found.",
+)
+@click.option("--phantom-version", default=1, type=click.IntRange(1, 2), help="Of the NIST system phantom.")
+@click.option("--temperature", default=20.0, metavar="C", help="Of the phantom, in degrees Celsius.")
+def report(
+    result: Path, output: Path, truth: Path | None, plate: str, phantom_version: int, temperature: float
+) -> None:
+    """Write a report of a result: one HTML file with maps, tables, figures and how they came about."""
+    from whorl.doors.files import read_images, read_result_header
+    from whorl.reporting.content import gather
+    from whorl.scan.header import field_strength_t
+
+    content = gather(
+        read_images(result),
+        truth=truth,
+        plate=plate if plate in ("t1", "t2") else None,  # type: ignore[arg-type]
+        look_for_plate=plate != "off",
+        version=phantom_version,
+        temperature_c=temperature,
+        field_t=_known_field(field_strength_t(read_result_header(result))),
+    )
+    try:
+        from whorl.reporting.page import page
+
+        text = page(content, result.name)
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[report]'") from error
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(output)
+    for remark in content.remarks:
+        click.echo(f"whorl: {remark}", err=True)
+    click.echo(f"report in {output}")
+
+
+def _known_field(field_t: float) -> float:
+    """The nominal field of a scanner: a Vida says 2.89 T."""
+    return 1.5 if 0 < field_t < 2.2 else 3.0
+
+
 @main.command("inspect")
 @click.argument("scan", type=_existing)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page of text.")

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import GramNormal, is_real, make_normal
 from whorl.recon.slicedata import Estimate, SliceData
 from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
-from whorl.recon.uncertainty import encoded, folded_noise, local_covariance, noise_level
+from whorl.recon.uncertainty import SecondScan, local_covariance
 from whorl.scan.failure import ScanError
 
 _logger = logging.getLogger("whorl")
@@ -49,8 +48,8 @@ _logger = logging.getLogger("whorl")
 _GUESSED_B1 = 0.05
 #: Coefficients of which the coil maps are made; weaker ones add noise.
 _CALIBRATING = 3
-#: Reconstructions from which the uncertainty is told, one of them without noise, and the neighbourhood of a
-#: pixel in pixels over which their errors are averaged.
+#: Scans of the result from which its uncertainty is told, and the neighbourhood of a pixel in pixels over
+#: which their errors are averaged.
 _REPETITIONS, _NEIGHBOURHOOD = 4, 2.5
 
 Progress = Callable[[int, int], None]
@@ -126,11 +125,6 @@ class _Inputs:
     settings: Settings
     energies: Tensor
     given: Callable[[Tensor], Tensor] | None
-
-    def with_choices(self, bins: Tensor, choices: Mapping[str, Any]) -> _Inputs:
-        """Other data, and a method that has nothing left to choose."""
-        kspace = replace(self.kspace, bins=bins, held=None)
-        return replace(self, kspace=kspace, settings=replace(self.settings, **choices))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,20 +268,16 @@ def reconstruct_slice(
     result.seconds |= found.seconds
     estimate, mask = found.estimate, found.mask
     result.diagnostics = estimate.diagnostics
-    choices = {**estimate.choices, "method": result.method}
     sd = None if noise_sd is None else noise_sd / scale
 
     @cache
-    def errors(until: Deadline | None) -> tuple[Tensor, Tensor]:
-        return repeated_errors(inputs, estimate, mask, sd, choices, until)
+    def errors(until: Deadline | None) -> Tensor:
+        return repeated_errors(inputs, estimate, mask, sd, result.method, until)
 
     def deviations(
         until: Deadline | None, *, noise_only: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        of_noise, systematic = errors(until)
-        covariance = local_covariance(as_real(of_noise, 1), mask, _NEIGHBOURHOOD)
-        if not noise_only:
-            covariance += local_covariance(as_real(systematic[None], 1), mask, _NEIGHBOURHOOD)
+        covariance = local_covariance(as_real(errors(until), 1), mask, _NEIGHBOURHOOD, noise_only=noise_only)
         return _deviations(covariance, estimate, mask, found.maps, dictionary, known_b1(mask)[0])
 
     result.inside = Inside(
@@ -414,29 +404,33 @@ def repeated_errors(
     estimate: Estimate,
     mask: Tensor,
     noise_sd: float | None,
-    choices: Mapping[str, Any],
+    method: str,
     deadline: Deadline | None,
-) -> tuple[Tensor, Tensor]:
-    """What more noise does to the images, `(N, K, Y, X)`, and what the method makes of a scan of them without
-    noise, less these images, `(K, Y, X)`."""
-    kspace, encoding, images = inputs.kspace, inputs.encoding, estimate.coefficients
-    assert estimate.csm is not None
-    complex_images = images * mask if estimate.phase is None else estimate.phase * images * mask
-    predicted = encoded(
-        complex_images.to(estimate.csm.dtype), estimate.csm, kspace.gram, encoding.nufft
-    )  # (I, K, C, S)
-    C, S = predicted.shape[2:]
-    sd = noise_level(kspace.bins, predicted, kspace.gram) if noise_sd is None else noise_sd
+) -> Tensor:
+    """What the method makes of scans of its own images, less these images, `(N, K, Y, X)`.
+
+    Parameters
+    ----------
+    noise_sd
+        Of a complex sample; ``None``: as the data show it.
+    method
+        Which one the images are from.
+    """
+    images, csm = estimate.coefficients, estimate.csm
+    assert csm is not None
+    seen = images * mask if estimate.phase is None else estimate.phase * images * mask
+    scan = SecondScan(
+        inputs.kspace, seen.to(csm.dtype), csm, inputs.dictionary.basis, inputs.encoding.nufft
+    )  # fmt: skip
+    sd = scan.noise_sd() if noise_sd is None else noise_sd
+    # It shall choose as if it had the time that it had.
+    settings = replace(inputs.settings, tuning_budget_s=math.inf)
 
     def repeat(seed: int) -> Tensor:
         if deadline is not None:
             deadline.check(f"the uncertainty was at repetition {seed} of {_REPETITIONS}")
-        bins = predicted
-        if seed:
-            generator = torch.Generator().manual_seed(seed)
-            bins = kspace.bins + folded_noise(kspace.gram, C, S, sd, generator)
-        again = inputs.with_choices(bins, choices)
-        if again.settings.method == "lowrank":
+        again = replace(inputs, kspace=scan.measured(sd, seed), settings=settings)
+        if method == "lowrank":
             found, _ = _plain_images(again, _Clock())
         else:
             found, _ = _images(again, deadline, None, _Clock())
@@ -445,8 +439,7 @@ def repeated_errors(
             its = its.abs() * torch.sign(images) if its.is_complex() else its.to(images.dtype)
         return its - images
 
-    systematic, *of_noise = spread(repeat, range(_REPETITIONS))
-    return torch.stack(of_noise), systematic
+    return torch.stack(spread(repeat, range(_REPETITIONS)))
 
 
 def slice_data(
@@ -617,17 +610,9 @@ def _inr(
         remarks,
         phase=None if start is None or images.is_complex() else start.phase,
         csm=data.normal.csm if start is None else start.data.normal.csm,
-        choices={} if settings.preset == "seed" else _choices(settings, name, start is not None),
         losses=fit.losses,
         refit=partial(_fit, start or data, preset, settings, None, None),
     )
-
-
-def _choices(settings: Settings, preset: str, corrected: bool) -> dict[str, str]:
-    """Settings that repeat a fit with a preset, to a corrected start or to x0."""
-    if corrected or settings.start == "adjoint":
-        return {"preset": preset}
-    return {"preset": preset, "start": "adjoint", "head": "image"}
 
 
 def _tuned_inr(
@@ -665,7 +650,6 @@ def _tuned_inr(
             diagnostics,
             remarks,
             csm=whole.normal.csm,
-            choices=_choices(settings, USUAL, False),
             losses=fit.losses,
             refit=partial(_fit, whole, presets[USUAL], settings, None, None),
         )
@@ -700,7 +684,6 @@ def _tuned_inr(
         remarks + doubts,
         phase=None if images.is_complex() else taken.start.phase,
         csm=taken.start.data.normal.csm,
-        choices=_choices(settings, taken.name, True),
         losses=taken.fit.losses,
         refit=partial(_fit, taken.start, presets[taken.name], settings, None, None),
     )

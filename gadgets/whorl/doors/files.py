@@ -275,6 +275,16 @@ class ResultFile:
                 self._part.unlink(missing_ok=True)
 
 
+def read_result_header(path: str | os.PathLike[str]) -> bytes:
+    """The MRD header of the scan that a result is of; empty if the file has none. Errors as `read_images`."""
+    with _open(Path(path)) as file:
+        for group in (item for item in file.values() if isinstance(item, h5py.Group)):
+            if isinstance(group.get("xml"), h5py.Dataset):
+                value = np.asarray(group["xml"][()]).reshape(-1)[0]
+                return value.encode() if isinstance(value, str) else bytes(value)
+    return b""
+
+
 def read_images(path: str | os.PathLike[str]) -> list[ismrmrd.Image]:
     """All images of a result file with their meta attributes, ordered by series, then as they were added.
 

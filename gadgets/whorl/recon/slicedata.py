@@ -5,7 +5,7 @@ Letters: K coefficients, C coils, Y X pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -72,8 +72,6 @@ class Estimate:
         Factor `(Y, X)` that was taken out of the coefficients; ``None``: none.
     csm
         Coil maps `(C, Y, X)` that the images were made with.
-    choices
-        Settings by name that repeat the method with what it chose.
     losses
         Data term of each iteration of the fit that was taken.
     refit
@@ -85,6 +83,5 @@ class Estimate:
     remarks: tuple[tuple[str, str], ...] = ()
     phase: Tensor | None = None
     csm: Tensor | None = None
-    choices: Mapping[str, str] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     refit: Callable[[Watch], InrFit] | None = None

@@ -1,13 +1,12 @@
-"""What noise and the method itself do to subspace images: by doing it again.
+"""What noise and the method itself do to subspace images: by the scan that would have been measured of them.
 
-Noise: the scan is reconstructed again with more noise of the same strength, by the method with what it had
-chosen; what changes has the deviation of noise (a parametric bootstrap). Aliasing that is left, and detail
-that is lost: the images that were found are encoded as the scan encodes and reconstructed without noise; what
-comes out differs by them. A few repetitions suffice, because errors of neighbouring pixels are alike: their
-covariance is taken over a neighbourhood.
+A parametric bootstrap. The images that were found are encoded as the scan encodes, noise is added, and the
+method is applied again, choices and all: what comes out differs from what went in by noise, by aliasing that is
+left, and by detail that the method loses. A few such scans suffice, because errors of neighbouring pixels are
+alike: their covariance is taken over a neighbourhood.
 
-Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, J real numbers of a pixel, Y X
-pixels, V pixels of the mask.
+Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, R readouts, J real numbers of a pixel,
+Y X pixels, V pixels of the mask.
 
 References
 ----------
@@ -16,30 +15,73 @@ Efron & Tibshirani, An Introduction to the Bootstrap, Chapman & Hall (1993), cha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import smooth
 from whorl.kspace.nufft import Nufft
+from whorl.kspace.slicebuffer import SubspaceKspace
 
 
-def encoded(images: Tensor, csm: Tensor, gram: Tensor, nufft: Nufft) -> Tensor:
-    """The folded scan `(I, K, C, S)` of complex images `(K, Y, X)`, without noise.
+class SecondScan:
+    """Scans of images instead of the object.
 
     Parameters
     ----------
+    kspace
+        What was measured.
+    images
+        Complex `(K, Y, X)`.
     csm
         `(C, Y, X)`.
-    gram
-        `(I, K, K)`: ``Σ conj(u_t) u_tᵀ`` by interleaf.
+    basis
+        `(T, K)`.
     nufft
         For the I·S samples.
     """
-    K, *shape = images.shape
-    C, I = len(csm), len(gram)  # noqa: E741 - the field's letter
-    samples = nufft.forward((images[:, None] * csm).reshape(K * C, *shape))  # (K·C, I·S)
-    by_interleaf = samples.reshape(K, C, I, -1).permute(2, 0, 1, 3)  # (I, K, C, S)
-    return torch.bmm(gram, by_interleaf.reshape(I, K, -1)).reshape(by_interleaf.shape)
+
+    def __init__(
+        self, kspace: SubspaceKspace, images: Tensor, csm: Tensor, basis: Tensor, nufft: Nufft
+    ) -> None:
+        K, *shape = images.shape
+        I, _, C, S = kspace.bins.shape  # noqa: E741 - the field's letter
+        samples = nufft.forward((images[:, None] * csm).reshape(K * C, *shape))  # (K·C, I·S)
+        samples = samples.reshape(K, C, I, S).permute(2, 0, 1, 3).contiguous()  # (I, K, C, S)
+        self._kspace, self._basis = kspace, basis
+        self._bins = torch.bmm(kspace.gram, samples.reshape(I, K, C * S)).reshape(I, K, C, S)
+        # Readouts that are also kept by themselves have the same noise there.
+        self._rest, self._readouts = kspace.gram, None
+        if (held := kspace.held) is not None:
+            theirs = torch.zeros_like(kspace.gram)
+            fold_gram(theirs, held.timepoint, held.interleaf, basis)
+            self._rest = kspace.gram - theirs
+            weights = basis[held.timepoint].to(samples.dtype)  # (R, K)
+            self._readouts = torch.einsum("rk,rkcs->rcs", weights, samples[held.interleaf])
+
+    def measured(self, noise_sd: float, seed: int) -> SubspaceKspace:
+        """With noise of a standard deviation for each complex sample."""
+        generator = torch.Generator().manual_seed(seed)
+        _, _, C, S = self._bins.shape
+        bins = self._bins + folded_noise(self._rest, C, S, noise_sd, generator)
+        held = self._kspace.held
+        if held is not None and self._readouts is not None:
+            noise = torch.randn(self._readouts.shape, dtype=torch.complex64, generator=generator).to(bins)
+            fold(bins, noise * noise_sd, held.timepoint, held.interleaf, self._basis)
+            held = replace(held, readouts=self._readouts + noise * noise_sd)
+        return replace(self._kspace, bins=bins, held=held)
+
+    def noise_sd(self) -> float:
+        """Standard deviation of a complex sample that explains what the images leave of the scan.
+
+        For scans without noise readouts; errors of the images count as noise.
+        """
+        left = float((self._kspace.bins - self._bins).abs().square().sum())
+        C, S = self._bins.shape[2:]
+        n = float(self._kspace.gram.diagonal(dim1=1, dim2=2).real.sum()) * C * S
+        return (left / n) ** 0.5 if n > 0 else 0.0
 
 
 def folded_noise(gram: Tensor, n_coils: int, n_samples: int, sd: float, generator: torch.Generator) -> Tensor:
@@ -55,18 +97,8 @@ def folded_noise(gram: Tensor, n_coils: int, n_samples: int, sd: float, generato
     return noise.reshape(I, K, n_coils, n_samples)
 
 
-def noise_level(bins: Tensor, predicted: Tensor, gram: Tensor) -> float:
-    """Standard deviation of a complex sample that explains what images leave of a scan, all `(I, K, C, S)`.
-
-    For scans without noise readouts; errors of the model count as noise.
-    """
-    left = float((bins - predicted).abs().square().sum())
-    n = float(gram.diagonal(dim1=1, dim2=2).real.sum()) * bins.shape[2] * bins.shape[3]
-    return (left / n) ** 0.5 if n > 0 else 0.0
-
-
-def local_covariance(errors: Tensor, mask: Tensor, sigma: float) -> Tensor:
-    """Covariance `(V, J, J)` of errors, whose mean is 0, around each pixel of a mask.
+def local_covariance(errors: Tensor, mask: Tensor, sigma: float, *, noise_only: bool = False) -> Tensor:
+    """Covariance `(V, J, J)` of errors around each pixel of a mask.
 
     Parameters
     ----------
@@ -76,10 +108,14 @@ def local_covariance(errors: Tensor, mask: Tensor, sigma: float) -> Tensor:
         Boolean `(Y, X)`: only its pixels count.
     sigma
         Width of the neighbourhood in pixels.
+    noise_only
+        Without what all repetitions have in common: aliasing, and detail that is lost.
     """
     N, J = errors.shape[:2]
     inside = mask.to(errors.dtype)
     count = smooth(inside, sigma)[mask] * N
+    if noise_only:
+        errors, count = errors - errors.mean(0), count * (N - 1) / N
     result = errors.new_empty((int(mask.sum()), J, J))
     for j in range(J):
         products = (errors[:, j : j + 1] * errors[:, j:]).sum(0) * inside  # (J-j, Y, X)

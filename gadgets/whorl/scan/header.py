@@ -172,6 +172,17 @@ def _space(space: object, name: str) -> Space:
     return Space(matrix, fov_mm)  # type: ignore[arg-type]
 
 
+def field_strength_t(xml: bytes) -> float:
+    """Field of the scanner in tesla; 0 if the header does not say it."""
+    try:
+        text = header_root(xml).findtext(
+            "{*}acquisitionSystemInformation/{*}systemFieldStrength_T", "0"
+        )  # fmt: skip
+        return float(text)
+    except (ScanError, ValueError):
+        return 0.0
+
+
 def patient_of(xml: bytes) -> dict[str, str]:
     """Id and name of the patient, as far as they can be read: for an operator who wants them in the log."""
     try:
