@@ -367,7 +367,7 @@ def compare(scan: Path, output: Path, config: Path | None, assignments: tuple[st
     "--plate",
     type=click.Choice(["auto", "t1", "t2", "off"]),
     default="auto",
-    help="Spheres of the NIST system phantom, with whose values the maps are compared; auto: if they are found.",
+    help="Spheres of the NIST system phantom, with whose values maps are compared; auto: if they are found.",
 )
 @click.option("--phantom-version", default=1, type=click.IntRange(1, 2), help="Of the NIST system phantom.")
 @click.option("--temperature", default=20.0, metavar="C", help="Of the phantom, in degrees Celsius.")
@@ -400,6 +400,53 @@ def report(
     for remark in content.remarks:
         click.echo(f"whorl: {remark}", err=True)
     click.echo(f"report in {output}")
+
+
+@main.command()
+@click.argument("result", type=_existing)
+@click.option("--to", "form", type=click.Choice(["dicom", "nifti", "bids"]), required=True, help="Format.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
+)
+@click.option("--mr-images", is_flag=True, help="dicom: MR images, which every viewer shows, instead.")
+@click.option("--lowrank", is_flag=True, help="Low-rank maps that were sent ahead, too.")
+@click.option("--subject", default="", help="bids: label of the subject; else that of the patient, or 01.")
+@click.option("--session", default="", help="bids: label of the session.")
+def export(
+    result: Path, form: str, output: Path, mr_images: bool, lowrank: bool, subject: str, session: str
+) -> None:
+    """Write the maps of a result for other programs.
+
+    dicom: Parametric Maps, or MR images. nifti: one file for each map, in ms. bids: a derivatives dataset, in
+    seconds, to which further subjects are added.
+    """
+    from whorl.doors.files import read_images, read_result_header
+    from whorl.exports.facts import read_facts
+    from whorl.maps.volumes import volumes
+
+    if (mr_images and form != "dicom") or ((subject or session) and form != "bids"):
+        raise click.UsageError("--mr-images is for dicom; --subject and --session are for bids")
+    facts = read_facts(read_result_header(result))
+    found = volumes(read_images(result))
+    if form != "bids" and output.is_dir() and any(output.iterdir()):
+        raise click.UsageError(f"{output} is not empty: expected a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        if form == "dicom":
+            from whorl.exports.dicom import export_dicom
+
+            written = export_dicom(found, facts, output, mr_images=mr_images, lowrank=lowrank)
+        elif form == "nifti":
+            from whorl.exports.nifti import export_nifti
+
+            written = export_nifti(found, facts, output, lowrank=lowrank)
+        else:
+            from whorl.exports.bids import export_bids
+
+            written = export_bids(found, facts, output, subject=subject, session=session, lowrank=lowrank)
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[export]'") from error
+    click.echo(f"{len(written)} files in {output}")
 
 
 def _known_field(field_t: float) -> float:

@@ -39,7 +39,7 @@ from whorl.recon.mask import object_mask, widen
 from whorl.recon.normal import GramNormal, is_real, make_normal
 from whorl.recon.slicedata import Estimate, SliceData
 from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
-from whorl.recon.uncertainty import SecondScan, local_covariance
+from whorl.recon.uncertainty import SecondScan, covariance_of
 from whorl.scan.failure import ScanError
 
 _logger = logging.getLogger("whorl")
@@ -48,9 +48,8 @@ _logger = logging.getLogger("whorl")
 _GUESSED_B1 = 0.05
 #: Coefficients of which the coil maps are made; weaker ones add noise.
 _CALIBRATING = 3
-#: Scans of the result from which its uncertainty is told, and the neighbourhood of a pixel in pixels over
-#: which their errors are averaged.
-_REPETITIONS, _NEIGHBOURHOOD = 4, 2.5
+#: Scans of the result from which its uncertainty is told.
+_REPETITIONS = 6
 
 Progress = Callable[[int, int], None]
 
@@ -277,7 +276,7 @@ def reconstruct_slice(
     def deviations(
         until: Deadline | None, *, noise_only: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        covariance = local_covariance(as_real(errors(until), 1), mask, _NEIGHBOURHOOD, noise_only=noise_only)
+        covariance = covariance_of(as_real(errors(until), 1), mask, noise_only=noise_only)
         return _deviations(covariance, estimate, mask, found.maps, dictionary, known_b1(mask)[0])
 
     result.inside = Inside(

@@ -1,12 +1,12 @@
 """What noise and the method itself do to subspace images: by the scan that would have been measured of them.
 
 A parametric bootstrap. The images that were found are encoded as the scan encodes, noise is added, and the
-method is applied again, choices and all: what comes out differs from what went in by noise, by aliasing that is
-left, and by detail that the method loses. A few such scans suffice, because errors of neighbouring pixels are
-alike: their covariance is taken over a neighbourhood.
+method is applied again, choices and all: what comes out differs from what went in by noise, by aliasing that
+is left, and by detail that the method loses. A few such scans suffice, because errors of neighbouring pixels
+are alike: their covariance is taken over a neighbourhood.
 
-Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, R readouts, J real numbers of a pixel,
-Y X pixels, V pixels of the mask.
+Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, R readouts, J real numbers of a
+pixel, Y X pixels, V pixels of the mask.
 
 References
 ----------
@@ -24,6 +24,9 @@ from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import smooth
 from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
+
+#: Neighbourhoods of a pixel, in pixels, over which errors are averaged.
+_NOISE_SIGMA, _SYSTEMATIC_SIGMA = 4.0, 2.0
 
 
 class SecondScan:
@@ -97,25 +100,42 @@ def folded_noise(gram: Tensor, n_coils: int, n_samples: int, sd: float, generato
     return noise.reshape(I, K, n_coils, n_samples)
 
 
-def local_covariance(errors: Tensor, mask: Tensor, sigma: float, *, noise_only: bool = False) -> Tensor:
-    """Covariance `(V, J, J)` of errors around each pixel of a mask.
+def covariance_of(errors: Tensor, mask: Tensor, *, noise_only: bool = False) -> Tensor:
+    """Covariance `(V, J, J)` of the errors of each pixel of a mask, from N repetitions.
+
+    What all repetitions have in common is systematic: aliasing, and detail that is lost. It changes from
+    place to place more quickly than the strength of the noise does.
+
+    Parameters
+    ----------
+    errors
+        Real `(N, J, Y, X)`, N at least 2.
+    mask
+        Boolean `(Y, X)`: only its pixels count.
+    noise_only
+        Without what is systematic.
+    """
+    N, common = len(errors), errors.mean(0)
+    noise = local_products(errors - common, mask, _NOISE_SIGMA) * (N / (N - 1))
+    if noise_only:
+        return noise
+    # The mean of N repetitions still has an N-th of their noise.
+    return local_products(common[None], mask, _SYSTEMATIC_SIGMA) + noise * (1 - 1 / N)
+
+
+def local_products(errors: Tensor, mask: Tensor, sigma: float) -> Tensor:
+    """Mean of ``e eᵀ`` over repetitions and the pixels of a mask around each of them, `(V, J, J)`.
 
     Parameters
     ----------
     errors
         Real `(N, J, Y, X)`.
-    mask
-        Boolean `(Y, X)`: only its pixels count.
     sigma
         Width of the neighbourhood in pixels.
-    noise_only
-        Without what all repetitions have in common: aliasing, and detail that is lost.
     """
     N, J = errors.shape[:2]
     inside = mask.to(errors.dtype)
     count = smooth(inside, sigma)[mask] * N
-    if noise_only:
-        errors, count = errors - errors.mean(0), count * (N - 1) / N
     result = errors.new_empty((int(mask.sum()), J, J))
     for j in range(J):
         products = (errors[:, j : j + 1] * errors[:, j:]).sum(0) * inside  # (J-j, Y, X)

@@ -51,11 +51,12 @@ def limits(maps: Mapping[str, Volume], regions: Sequence[Regions]) -> Limits:
 
 
 def _palette(role: str) -> Any:
+    import matplotlib as mpl
     from cmcrameri import cm
 
     if role.startswith(("T1", "T2")) and not role.endswith("_SD"):
         return colours(role[:2])
-    palette = cm.lajolla if role.endswith("_SD") else cm.vik if role == "B1" else cm.grayC.reversed()
+    palette = cm.lajolla if role.endswith("_SD") else cm.vik if role == "B1" else mpl.colormaps["gray"]
     return palette.with_extremes(bad="black", under="black")
 
 

@@ -1,0 +1,1 @@
+"""Maps of a result in the formats of other programs: DICOM, NIfTI, BIDS."""
