@@ -122,6 +122,8 @@ _CORE_MM = 4.5
 # of 0, 2 and 5 % of their range, none was numbered wrongly.
 _MOST_DISORDER, _CLEARER = 0.1, 0.4
 _MOST_DISORDER_IMAGE, _CLEARER_IMAGE = 0.15, 0.3
+# A disorder that is none, so that ratios of two of them mean something.
+_EXACT = 1e-3
 # Values that are off by more than exp(0.4), a factor of 1.5, are those of neither plate.
 _FOREIGN = 0.4
 
@@ -291,8 +293,7 @@ def find_spheres(
 
     What numbers them: in a map of T1 or T2 the values fall from 1 to 14. In another image they need only
     rise, fall, rise and fall once, or fall and rise once, as they do in spin echo and signed inversion
-    recovery; at least some of the inner spheres must then be seen. Magnitude images of inversion recovery are
-    often ambiguous.
+    recovery. Magnitude images of inversion recovery are often ambiguous.
 
     Parameters
     ----------
@@ -328,18 +329,21 @@ def find_spheres(
     # The ring is thrown onto itself by 1/10 of a turn: only the inner spheres can tell these apart.
     fits = [_refine(share, start[0] * np.exp(1j * math.tau * n / _N_RING), start[1]) for n in range(5)]
     most = max(fit.weight for fit in fits)
-    best: list[tuple[float, Spheres]] = []
+    ways: list[tuple[list[float], Spheres]] = []
     for fit in fits:
         # One sphere more or less could be chance.
         if fit.weight > most - 1 and fit.is_plate:
-            best += _numbered(fit, values, pixel_mm, plate, quantity)
-    best.sort(key=lambda item: item[0])
-    if not best:
+            ways += _numbered(fit, values, pixel_mm, plate, quantity)
+    if not ways:
         return None
-    first, found = best[0]
-    second = best[1][0]
     limit, clearer = (_MOST_DISORDER, _CLEARER) if quantity else (_MOST_DISORDER_IMAGE, _CLEARER_IMAGE)
-    return found if first <= limit and first + 1e-3 <= clearer * (second + 1e-3) else None
+    chosen = set()
+    for disorders in np.array([disorder for disorder, _ in ways]).T:
+        least, next_least = np.sort(disorders)[:2]
+        if least > limit or least + _EXACT > clearer * (next_least + _EXACT):
+            return None
+        chosen.add(int(disorders.argmin()))
+    return ways[chosen.pop()][1] if len(chosen) == 1 else None
 
 
 def sphere_labels(
@@ -534,8 +538,8 @@ def _numbered(
     pixel_mm: tuple[float, float],
     plate: Plate | None,
     quantity: Quantity | None,
-) -> list[tuple[float, Spheres]]:
-    """The four ways to number what was found, each with its disorder; none if a sphere lies outside."""
+) -> list[tuple[list[float], Spheres]]:
+    """The four ways to number what was found, each with its disorders; none if a sphere lies outside."""
     dx, dy = pixel_mm
     p = _template()
     columns = (fit.at.real + 0.5) * _STEP_MM / dx - 0.5
@@ -551,10 +555,15 @@ def _numbered(
             wanted = sign * (-p.conj() if mirrored else p)
             order = np.abs(p - wanted[:, None]).argmin(axis=1)
             seen = fit.seen[order]
-            disorder = _disorder(values[order][seen], np.flatnonzero(seen), quantity)
+            index = np.flatnonzero(seen)
+            disorders = [_disorder(values[order][index], index, quantity)]
+            if quantity is None:
+                # What is not seen in an image may have the very signal of its surroundings, or may be a
+                # bubble: only what holds with and without it is believed. In a map it can have any value.
+                disorders.append(_disorder(values[order], np.arange(N_SPHERES), quantity))
             ways.append(
                 (
-                    disorder,
+                    disorders,
                     Spheres(
                         centres=centres[order],
                         seen=seen,
@@ -587,7 +596,7 @@ def _core(image: NDArray[np.float64], centre: NDArray[np.float64], pixel_mm: tup
 
 
 def _disorder(values: NDArray[np.float64], index: NDArray[np.intp], quantity: Quantity | None) -> float:
-    """How little the values of the seen spheres go with their numbers, 0 to 1: 0 is perfect order."""
+    """How little the values of spheres go with their numbers, `index` + 1: from 0, perfect order, to 1."""
     spread = float(np.sum((values - values.mean()) ** 2))
     if not spread:
         return 1.0
