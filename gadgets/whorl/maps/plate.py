@@ -186,8 +186,8 @@ def reference(
 
     References
     ----------
-    Stupic et al., Magn Reson Med 86:1194 (2021), doi:10.1002/mrm.28779 (version 1). Boudreau et al., Magn Reson
-    Med (2024), doi:10.1002/mrm.30111 (version 2: the maker's values as they stand in the program of that study,
+    Stupic et al., Magn Reson Med 86:1194 (2021), doi:10.1002/mrm.28779 (version 1).
+    Boudreau et al., Magn Reson Med (2024), doi:10.1002/mrm.30111 (version 2, as in the program of that study,
     github.com/rrsg2020/analysis, src/nist.py).
     """
     _check_plate(plate)
@@ -439,8 +439,8 @@ def _coarse(share: NDArray[np.float64]) -> tuple[complex, complex] | None:
     Returns
     -------
     tuple | None
-        ``(a, b)``: sphere p of `_template` lies at ``a p + b``, column + 1j * row in steps of the grid (V, U);
-        None if the constellation does not fit into the image.
+        ``(a, b)``: sphere p of `_template` lies at ``a p + b``, column + 1j * row in steps of the grid; None
+        if the constellation does not fit into the image.
     """
     v, u = (n // _COARSE for n in share.shape)
     pooled = share[: v * _COARSE, : u * _COARSE].reshape(v, _COARSE, u, _COARSE).max(axis=(1, 3))
@@ -472,8 +472,8 @@ def _coarse(share: NDArray[np.float64]) -> tuple[complex, complex] | None:
 class _Fit:
     """A constellation ``a p + b`` as `_coarse` has it, with the spheres found near it.
 
-    `at` `(14,)` where they are (complex, in steps), `seen` `(14,)`; the sum `weight` of the roundness of those
-    seen, and their root mean square distance from the constellation.
+    `at` `(14,)` where they are (complex, in steps), `seen` `(14,)`; of those seen the sum `weight` of their
+    roundness, and their root mean square distance from the constellation.
     """
 
     a: complex
