@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -48,28 +49,47 @@ _PLACES_MM = np.array(
 )
 _N_RING = 10
 
-# T1 and T2 in ms of version 1 at 20 °C by plate and field in tesla; same source.
-_VERSION_1: dict[tuple[str, float], tuple[tuple[float, ...], tuple[float, ...]]] = {
-    ("t1", 3.0): (
-        (1989.0, 1454.0, 984.1, 706.0, 496.7, 351.5, 247.13, 175.3, 125.9, 89.0, 62.7, 44.53, 30.84, 21.719),
-        (1465.0, 1077.0, 717.9, 510.1, 359.6, 255.5, 180.8, 127.3, 90.3, 64.3, 45.7, 31.86, 22.38, 15.83),
+# T1 and T2 in ms of version 1 at 20 °C, a row for each sphere: T1 and T2 at 3 T, then at 1.5 T; same source.
+_VERSION_1: dict[Plate, NDArray[np.float64]] = {
+    "t1": np.array(
+        [
+            (1989.0, 1465.0, 2033.0, 1669.0),
+            (1454.0, 1077.0, 1489.0, 1244.0),
+            (984.1, 717.9, 1012.0, 859.3),
+            (706.0, 510.1, 730.8, 628.5),
+            (496.7, 359.6, 514.1, 446.3),
+            (351.5, 255.5, 367.9, 321.2),
+            (247.13, 180.8, 260.1, 227.7),
+            (175.3, 127.3, 184.6, 161.9),
+            (125.9, 90.3, 132.7, 117.1),
+            (89.0, 64.3, 92.7, 81.9),
+            (62.7, 45.7, 65.4, 57.7),
+            (44.53, 31.86, 46.32, 41.0),
+            (30.84, 22.38, 32.45, 28.7),
+            (21.719, 15.83, 22.859, 20.2),
+        ]
     ),
-    ("t1", 1.5): (
-        (2033.0, 1489.0, 1012.0, 730.8, 514.1, 367.9, 260.1, 184.6, 132.7, 92.7, 65.4, 46.32, 32.45, 22.859),
-        (1669.0, 1244.0, 859.3, 628.5, 446.3, 321.2, 227.7, 161.9, 117.1, 81.9, 57.7, 41.0, 28.7, 20.2),
-    ),
-    ("t2", 3.0): (
-        (2480.0, 2173.0, 1907.0, 1604.0, 1332.0, 1044.0, 801.7, 608.6, 458.4, 336.5, 244.2, 176.6, 126.9, 90.9),
-        (
-            (581.3, 403.5, 278.1, 190.94, 133.27, 96.89, 64.07)
-            + (46.42, 31.97, 22.56, 15.813, 11.237, 7.911, 5.592)
-        ),
-    ),
-    ("t2", 1.5): (
-        (2376.0, 2183.0, 1870.0, 1539.0, 1237.0, 1030.0, 752.2, 550.2, 413.4, 292.2, 194.9, 160.2, 106.4, 83.33),
-        (939.4, 594.3, 416.5, 267.0, 184.9, 140.6, 91.76, 64.84, 45.28, 30.62, 19.76, 15.99, 10.47, 8.15),
+    "t2": np.array(
+        [
+            (2480.0, 581.3, 2376.0, 939.4),
+            (2173.0, 403.5, 2183.0, 594.3),
+            (1907.0, 278.1, 1870.0, 416.5),
+            (1604.0, 190.94, 1539.0, 267.0),
+            (1332.0, 133.27, 1237.0, 184.9),
+            (1044.0, 96.89, 1030.0, 140.6),
+            (801.7, 64.07, 752.2, 91.76),
+            (608.6, 46.42, 550.2, 64.84),
+            (458.4, 31.97, 413.4, 45.28),
+            (336.5, 22.56, 292.2, 30.62),
+            (244.2, 15.813, 194.9, 19.76),
+            (176.6, 11.237, 160.2, 15.99),
+            (126.9, 7.911, 106.4, 10.47),
+            (90.9, 5.592, 83.33, 8.15),
+        ]
     ),
 }
+# Where the columns of a field in tesla begin.
+_COLUMN = {3.0: 0, 1.5: 2}
 
 # T1 in ms of the T1 plate of version 2 at 3 T, a row for each sphere, over the temperature in °C.
 _VERSION_2_C = (16.0, 18.0, 20.0, 22.0, 24.0, 26.0)
@@ -100,7 +120,7 @@ _COARSE = 2
 _RINGS_MM = (0.0, 3.0, 5.0, 7.0, 9.0, 12.0)
 _BLUR_MM = 1.0
 # A contrast of this share of the image's range is as good as none.
-_FAINTEST = 0.01
+_FAINTEST = 0.005
 # Turns and sizes of the first round: between two of them a sphere of the ring is less than 1.5 mm off.
 _TURNS_DEG = np.arange(0.0, 180.0, 3.0)
 _SCALES = (0.94, 0.98, 1.02, 1.06)
@@ -122,7 +142,9 @@ _CORE_MM = 4.5
 # of 0, 2 and 5 % of their range, none was numbered wrongly.
 _MOST_DISORDER, _CLEARER = 0.1, 0.4
 _MOST_DISORDER_IMAGE, _CLEARER_IMAGE = 0.15, 0.3
-# Values that are off by more than exp(0.4), a factor of 1.5, are those of neither plate.
+# A disorder that is none, so that ratios of two of them mean something.
+_EXACT = 1e-3
+# Values that are off by more than exp(0.4), a factor of 1.5, in the mean are those of neither plate.
 _FOREIGN = 0.4
 
 
@@ -165,20 +187,22 @@ def reference(
     References
     ----------
     Stupic et al., Magn Reson Med 86:1194 (2021), doi:10.1002/mrm.28779 (version 1).
+    Boudreau et al., Magn Reson Med (2024), doi:10.1002/mrm.30111 (version 2, as in the program of that study,
+    github.com/rrsg2020/analysis, src/nist.py).
     """
     _check_plate(plate)
     symbol = "Ni" if plate == "t1" else "Mn"
     names = tuple(f"{symbol}-{number}" for number in range(1, N_SPHERES + 1))
     if version == 1:
-        if (plate, field_t) not in _VERSION_1:
+        if field_t not in _COLUMN:
             raise ValueError(f"version 1 of the phantom was measured at 1.5 T and 3 T, not at {field_t:g} T")
         if temperature_c != 20:
             raise ValueError(
                 f"version 1 of the phantom was measured at 20 °C only, not at {temperature_c:g} °C: "
                 "compare at 20 °C, and mention the difference"
             )
-        t1_ms, t2_ms = _VERSION_1[plate, field_t]
-        return Reference(names, np.array(t1_ms), np.array(t2_ms))
+        t1_ms, t2_ms = _VERSION_1[plate][:, _COLUMN[field_t] :][:, :2].T.copy()
+        return Reference(names, t1_ms, t2_ms)
     if version != 2:
         raise ValueError(f"the phantom's version is {version}: expected 1 or 2")
     if plate != "t1" or field_t != 3:
@@ -260,14 +284,13 @@ def roundness(image: NDArray[np.floating], step_mm: float) -> NDArray[np.float64
     # A border through pixels divides them, to about 1/8.
     fine = (np.arange(-8 * reach - 4, 8 * reach + 4) + 0.5) / 8 * step_mm
     radius = np.hypot(fine[:, None], fine)
-    discs = [
-        (radius < border).reshape(2 * reach + 1, 8, 2 * reach + 1, 8).mean(axis=(1, 3)) for border in _RINGS_MM
-    ]
+    blocks = (2 * reach + 1, 8, 2 * reach + 1, 8)
+    discs = [(radius < border).reshape(blocks).mean(axis=(1, 3)) for border in _RINGS_MM]
     total = discs[-1] / discs[-1].sum()
     mean = signal.oaconvolve(values, total, mode="valid")
     power = signal.oaconvolve(values**2, total, mode="valid")
     between = -(mean**2)
-    for inner, outer in zip(discs[:-1], discs[1:], strict=True):
+    for inner, outer in pairwise(discs):
         ring = outer - inner
         share = ring.sum() / discs[-1].sum()
         between += share * signal.oaconvolve(values, ring / ring.sum(), mode="valid") ** 2
@@ -291,8 +314,7 @@ def find_spheres(
 
     What numbers them: in a map of T1 or T2 the values fall from 1 to 14. In another image they need only
     rise, fall, rise and fall once, or fall and rise once, as they do in spin echo and signed inversion
-    recovery; at least some of the inner spheres must then be seen. Magnitude images of inversion recovery are
-    often ambiguous.
+    recovery. Magnitude images of inversion recovery are often ambiguous.
 
     Parameters
     ----------
@@ -328,18 +350,21 @@ def find_spheres(
     # The ring is thrown onto itself by 1/10 of a turn: only the inner spheres can tell these apart.
     fits = [_refine(share, start[0] * np.exp(1j * math.tau * n / _N_RING), start[1]) for n in range(5)]
     most = max(fit.weight for fit in fits)
-    best: list[tuple[float, Spheres]] = []
+    ways: list[tuple[list[float], Spheres]] = []
     for fit in fits:
         # One sphere more or less could be chance.
         if fit.weight > most - 1 and fit.is_plate:
-            best += _numbered(fit, values, pixel_mm, plate, quantity)
-    best.sort(key=lambda item: item[0])
-    if not best:
+            ways += _numbered(fit, values, pixel_mm, plate, quantity)
+    if not ways:
         return None
-    first, found = best[0]
-    second = best[1][0]
     limit, clearer = (_MOST_DISORDER, _CLEARER) if quantity else (_MOST_DISORDER_IMAGE, _CLEARER_IMAGE)
-    return found if first <= limit and first + 1e-3 <= clearer * (second + 1e-3) else None
+    chosen = set()
+    for disorders in np.array([disorder for disorder, _ in ways]).T:
+        least, next_least = np.sort(disorders)[:2]
+        if least > limit or least + _EXACT > clearer * (next_least + _EXACT):
+            return None
+        chosen.add(int(disorders.argmin()))
+    return ways[chosen.pop()][1] if len(chosen) == 1 else None
 
 
 def sphere_labels(
@@ -414,8 +439,8 @@ def _coarse(share: NDArray[np.float64]) -> tuple[complex, complex] | None:
     Returns
     -------
     tuple | None
-        ``(a, b)``: sphere p of `_template` lies at ``a p + b``, in steps of the grid (V, U), column + 1j * row;
-        None if the constellation does not fit into the image.
+        ``(a, b)``: sphere p of `_template` lies at ``a p + b``, column + 1j * row in steps of the grid; None
+        if the constellation does not fit into the image.
     """
     v, u = (n // _COARSE for n in share.shape)
     pooled = share[: v * _COARSE, : u * _COARSE].reshape(v, _COARSE, u, _COARSE).max(axis=(1, 3))
@@ -447,8 +472,8 @@ def _coarse(share: NDArray[np.float64]) -> tuple[complex, complex] | None:
 class _Fit:
     """A constellation ``a p + b`` as `_coarse` has it, with the spheres found near it.
 
-    `at` `(14,)` where they are (complex, in steps), `seen` `(14,)`, the sum `weight` of the roundness of those
-    that are seen, and their root mean square distance from the constellation.
+    `at` `(14,)` where they are (complex, in steps), `seen` `(14,)`; of those seen the sum `weight` of their
+    roundness, and their root mean square distance from the constellation.
     """
 
     a: complex
@@ -534,8 +559,8 @@ def _numbered(
     pixel_mm: tuple[float, float],
     plate: Plate | None,
     quantity: Quantity | None,
-) -> list[tuple[float, Spheres]]:
-    """The four ways to number what was found, each with its disorder; none if a sphere lies outside."""
+) -> list[tuple[list[float], Spheres]]:
+    """The four ways to number what was found, each with its disorders; none if a sphere lies outside."""
     dx, dy = pixel_mm
     p = _template()
     columns = (fit.at.real + 0.5) * _STEP_MM / dx - 0.5
@@ -551,10 +576,15 @@ def _numbered(
             wanted = sign * (-p.conj() if mirrored else p)
             order = np.abs(p - wanted[:, None]).argmin(axis=1)
             seen = fit.seen[order]
-            disorder = _disorder(values[order][seen], np.flatnonzero(seen), quantity)
+            index = np.flatnonzero(seen)
+            disorders = [_disorder(values[order][index], index, quantity)]
+            if quantity is None:
+                # What is not seen in an image may have the very signal of its surroundings, or may be a
+                # bubble: only what holds with and without it is believed. In a map it can have any value.
+                disorders.append(_disorder(values[order], np.arange(N_SPHERES), quantity))
             ways.append(
                 (
-                    disorder,
+                    disorders,
                     Spheres(
                         centres=centres[order],
                         seen=seen,
@@ -587,7 +617,7 @@ def _core(image: NDArray[np.float64], centre: NDArray[np.float64], pixel_mm: tup
 
 
 def _disorder(values: NDArray[np.float64], index: NDArray[np.intp], quantity: Quantity | None) -> float:
-    """How little the values of the seen spheres go with their numbers, 0 to 1: 0 is perfect order."""
+    """How little the values of spheres go with their numbers, `index` + 1: from 0, perfect order, to 1."""
     spread = float(np.sum((values - values.mean()) ** 2))
     if not spread:
         return 1.0
@@ -614,19 +644,15 @@ def _rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([mean for mean, n in blocks for _ in range(n)], dtype=np.float64)
 
 
-def _which(
-    values: NDArray[np.float64], seen: NDArray[np.bool_], quantity: Quantity | None
-) -> Plate | None:
+def _which(values: NDArray[np.float64], seen: NDArray[np.bool_], quantity: Quantity | None) -> Plate | None:
     """The plate whose values, at either field, are nearer to those of a map."""
     known = seen & (values > 0)
     if quantity is None or not known.any():
         return None
     measured = np.log(values[known])
-    off = {"t1": math.inf, "t2": math.inf}
-    for (plate, _), truth in _VERSION_1.items():
-        wanted = np.log(truth[0 if quantity == "T1" else 1])[known]
-        off[plate] = min(off[plate], float(np.median(np.abs(measured - wanted))))
-    near, far = sorted(off.values())
-    if near > _FOREIGN or far < 2 * near:
-        return None
-    return "t1" if off["t1"] < off["t2"] else "t2"
+    off: list[tuple[float, Plate]] = []
+    for plate, table in _VERSION_1.items():
+        columns = table[known, 0::2] if quantity == "T1" else table[known, 1::2]
+        off.append((float(np.abs(measured[:, None] - np.log(columns)).mean(axis=0).min()), plate))
+    (near, plate), (far, _) = sorted(off)
+    return None if near > _FOREIGN or far < 2 * near else plate
