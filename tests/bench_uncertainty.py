@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--realisations", type=int, default=50)
     parser.add_argument("--matrix", type=int, default=256)
     parser.add_argument("--timepoints", type=int, default=500)
+    parser.add_argument("--interleaves", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -153,6 +154,7 @@ def main() -> None:
             order=arguments.order,
             matrix=arguments.matrix,
             timepoints=arguments.timepoints,
+            interleaves=arguments.interleaves,
             seed=arguments.seed,
         )
     found, seconds = compare(scan, arguments.realisations, {"method": arguments.method})
