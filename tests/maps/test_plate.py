@@ -379,6 +379,7 @@ def test_it_is_fast() -> None:
         ({"image": np.zeros((0, 64))}, "shape"),
         ({"pixel_mm": (0.0, 1.0)}, "pixel_mm"),
         ({"pixel_mm": (1.0, np.nan)}, "pixel_mm"),
+        ({"pixel_mm": (1.0, 300.0)}, r"64 × 19200 mm .* the size of one pixel"),
         ({"plate": "t3"}, 'plate is "t3": expected "t1"'),
         ({"quantity": "t1"}, 'quantity is "t1": expected "T1"'),
     ],
