@@ -38,6 +38,7 @@ class Scene:
     mirrored: bool = False
     shift_mm: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
+    wider: float = 1.0
     radius_mm: float = 7.5
     background: float = 0.0
     missing: tuple[int, ...] = ()
@@ -50,7 +51,8 @@ class Scene:
             clockwise = -clockwise
         clockwise = clockwise + np.deg2rad(self.turn_deg)
         radius = self.scale * np.array([50.0] * 10 + [20 * np.sqrt(2)] * 4)
-        return np.stack([radius * np.sin(clockwise), -radius * np.cos(clockwise)], 1) + self.shift_mm
+        x, y = radius * np.sin(clockwise), -radius * np.cos(clockwise)
+        return np.stack([self.wider * x, y], 1) + self.shift_mm
 
     def centres(self) -> NDArray[np.float64]:
         """Row and column in pixels."""
@@ -151,6 +153,17 @@ def test_missing_spheres_follow_from_the_others(plate: Plate, missing: tuple[int
         assert spheres.plate == plate
 
 
+def test_a_neighbour_is_not_taken_for_a_missing_sphere() -> None:
+    """A rod of the frame 5 mm from where sphere 3 should be."""
+    scene = Scene(turn_deg=20.0, missing=(3,))
+    place = scene.places_mm()[2]
+    image = scene._onto(scene.draw(truth("t1", "T1")), (place * 55 / 50).tolist(), 7.5, 1200.0)
+    spheres = found(find_spheres(image, scene.pixel_mm, quantity="T1"))
+    assert not spheres.seen[2]
+    assert spheres.seen.sum() == 13
+    assert scene.error_mm(spheres) < CENTRE_MM
+
+
 def spin_echo(t1_ms: NDArray[np.float64], t2_ms: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((1 - np.exp(-2000 / t1_ms)) * np.exp(-12 / t2_ms))
 
@@ -187,6 +200,14 @@ def test_contrast_and_unit_do_not_matter() -> None:
     places = [found(find_spheres(a * image + b, scene.pixel_mm)).centres for a, b in [(1, 0), (-1e-6, 3e-6)]]
     # Rounding of single precision, in pixels.
     assert places[0] == pytest.approx(places[1], abs=1e-4)
+
+
+def test_each_sphere_is_looked_for_itself() -> None:
+    """Gradients that are off by 3 % in one direction only: the best circle is 0.75 mm off at its edge."""
+    scene = Scene(turn_deg=110.0, wider=1.03)
+    spheres = found(find_spheres(scene.draw(truth("t1", "T1")), scene.pixel_mm, quantity="T1"))
+    assert scene.error_mm(spheres) < 0.4
+    assert 0.4 < spheres.residual_mm < 0.75
 
 
 def test_what_is_not_a_number_is_outside() -> None:

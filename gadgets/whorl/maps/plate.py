@@ -497,7 +497,7 @@ class _Fit:
 
     @property
     def scale(self) -> float:
-        return abs(self.a) * _STEP_MM
+        return float(abs(self.a)) * _STEP_MM
 
     @property
     def is_plate(self) -> bool:
