@@ -305,6 +305,9 @@ def read_images(path: str | os.PathLike[str]) -> list[ismrmrd.Image]:
                 rows = zip(variable["header"][()], variable["attributes"][()], variable["data"], strict=True)
                 for header, attributes, pixels in rows:
                     image = ismrmrd.Image(header, attributes)
+                    if pixels.dtype.names:  # complex numbers are pairs in HDF5
+                        real, imaginary = pixels.dtype.names
+                        pixels = pixels[real] + 1j * pixels[imaginary]
                     image.data[...] = pixels
                     images.append(image)
     if not images:
