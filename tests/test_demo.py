@@ -26,3 +26,4 @@ def test_the_demo_ends_with_maps(tmp_path: Path) -> None:
     assert "Mn-1" in done.stdout
     assert json.loads((tmp_path / "demo.json").read_text())
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+    assert "simulated truth of scan.h5" in (tmp_path / "report.html").read_text()

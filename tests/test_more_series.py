@@ -1,4 +1,4 @@
-"""Series that are sent beside the maps if they are asked for: colour, subspace images, deviations, the fit."""
+"""Series that are sent beside the maps when asked for: colour, subspace images, deviations, the fit."""
 
 from __future__ import annotations
 

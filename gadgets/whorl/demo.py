@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from whorl import __version__
 from whorl.doors.client import Received, send_file
-from whorl.doors.files import ResultFile, read_header
+from whorl.doors.files import ResultFile, read_header, read_images
 from whorl.maps.rois import (
     QUANTITIES,
     SHORTEST_T2_MS,
@@ -33,6 +33,8 @@ from whorl.maps.rois import (
     region_statistics,
     well_seen,
 )
+from whorl.reporting.content import gather
+from whorl.reporting.page import page
 from whorl.scan.failure import ScanError
 from whorl.simulation.scan import Truth, read_truth, simulate
 
@@ -187,7 +189,7 @@ def run(output: Path, **options: Any) -> int:
     Parameters
     ----------
     output
-        Folder for the scan, the results (MRD), `demo.json` and `maps.png`.
+        Folder for the scan, the results (MRD), `demo.json`, `maps.png` and `report.html`.
     options
         Of `whorl.simulation.scan.simulate`.
 
@@ -246,9 +248,11 @@ def run(output: Path, **options: Any) -> int:
         "seconds": {**times, **seconds},
         "exit_code": code,
     }
+    content = gather(read_images(output / "inr.h5"), truth=scan)
+    (output / "report.html").write_text(page(content, "inr.h5"), encoding="utf-8")
     (output / "demo.json").write_text(json.dumps(figures, indent=2))
     click.echo(
         f"maps in {output}/inr.h5 and {output}/lowrank.h5, "
-        f"picture in {output}/maps.png, figures in {output}/demo.json"
+        f"picture in {output}/maps.png, report in {output}/report.html, figures in {output}/demo.json"
     )
     return code
