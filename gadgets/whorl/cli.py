@@ -492,6 +492,49 @@ def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> Non
 
 
 @main.command()
+@click.argument("result", type=_existing)
+@click.option("--to", "kind", type=click.Choice(["dicom", "nifti", "bids"]), required=True, help="Format.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
+)
+@click.option("--mr-images", is_flag=True, help="DICOM: MR images of 16 bits, not parametric maps.")
+@click.option("--subject", default="", help="BIDS: label; by default from the patient id, else 01.")
+@click.option("--session", default="", help="BIDS: label of the session.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty, over files of equal names.")
+def export(
+    result: Path, kind: str, output: Path, mr_images: bool, subject: str, session: str, force: bool
+) -> None:
+    """Write the maps of a result (MRD) as DICOM, NIfTI or a BIDS derivative.
+
+    The patient of the MRD header is named in DICOM, and by the subject label of BIDS.
+    """
+    if mr_images and kind != "dicom":
+        raise click.UsageError("--mr-images is for --to dicom only")
+    if (subject or session) and kind != "bids":
+        raise click.UsageError("--subject and --session are for --to bids only")
+    from whorl.doors.files import read_images, read_result_header
+    from whorl.exports import facts_of, target_folder
+    from whorl.maps.volumes import volumes
+
+    try:
+        from whorl.exports import bids, dicom, nifti
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[export]'") from error
+    found, facts = volumes(read_images(result)), facts_of(read_result_header(result))
+    if kind == "bids":
+        paths, notes = bids.write(found, facts, output, subject, session, force)
+    else:
+        target_folder(output, force)
+        if kind == "nifti":
+            paths, notes = nifti.write(found, output)
+        else:
+            paths, notes = dicom.write(found, facts, output, mr_images)
+    for note in notes:
+        click.echo(f"whorl: {note}", err=True)
+    click.echo(f"{len(paths)} files in {output}")
+
+
+@main.command()
 def properties() -> None:
     """List all properties with their defaults."""
     click.echo(describe())

@@ -300,3 +300,19 @@ def read_images(path: str | os.PathLike[str]) -> list[ismrmrd.Image]:
     if not images:
         raise ScanError(f"{path} has no images: expected a result with image_<series> in a group")
     return sorted(images, key=lambda image: int(image.image_series_index))
+
+
+def read_result_header(path: str | os.PathLike[str]) -> bytes:
+    """The MRD header (XML) of a result file, which has no acquisitions; empty if there is none.
+
+    Raises
+    ------
+    ScanError
+        If there is no such file.
+    """
+    with _open(Path(path)) as file:
+        for group in (item for item in file.values() if isinstance(item, h5py.Group)):
+            if isinstance(group.get("xml"), h5py.Dataset) and group["xml"].size:
+                value = np.asarray(group["xml"][()]).reshape(-1)[0]
+                return (value.encode() if isinstance(value, str) else bytes(value)).rstrip(b"\0")
+    return b""
