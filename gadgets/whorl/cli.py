@@ -500,7 +500,9 @@ def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> Non
 @click.option("--mr-images", is_flag=True, help="DICOM: MR images of 16 bits, not parametric maps.")
 @click.option("--subject", default="", help="BIDS: label; by default from the patient id, else 01.")
 @click.option("--session", default="", help="BIDS: label of the session.")
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty, over files of equal names.")
+@click.option(
+    "--force", is_flag=True, help="Write into a folder that is not empty, over files of equal names."
+)
 def export(
     result: Path, kind: str, output: Path, mr_images: bool, subject: str, session: str, force: bool
 ) -> None:
@@ -513,14 +515,15 @@ def export(
     if (subject or session) and kind != "bids":
         raise click.UsageError("--subject and --session are for --to bids only")
     from whorl.doors.files import read_images, read_result_header
-    from whorl.exports import facts_of, target_folder
+    from whorl.exports import exportable, facts_of, target_folder
     from whorl.maps.volumes import volumes
 
     try:
         from whorl.exports import bids, dicom, nifti
     except ImportError as error:
         raise click.ClickException(f"{error}: pip install 'whorl-mrf[export]'") from error
-    found, facts = volumes(read_images(result)), facts_of(read_result_header(result))
+    found = exportable(volumes(read_images(result)))
+    facts = facts_of(read_result_header(result))
     if kind == "bids":
         paths, notes = bids.write(found, facts, output, subject, session, force)
     else:

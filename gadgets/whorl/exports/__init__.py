@@ -125,6 +125,20 @@ def _text(image: object, name: str) -> str:
     return str(value) if value else ""
 
 
+def exportable(volumes: Sequence[Volume]) -> list[Volume]:
+    """The maps and images, without the status picture, which is a text.
+
+    Raises
+    ------
+    ScanError
+        If there are none.
+    """
+    kept = [v for v in volumes if v.role != "STATUS"]
+    if not kept:
+        raise ScanError("nothing can be exported: the result has a status image only, and no maps")
+    return kept
+
+
 def target_folder(folder: Path, force: bool) -> None:
     """Make the folder for the files.
 
@@ -134,5 +148,7 @@ def target_folder(folder: Path, force: bool) -> None:
         If it has something in it, unless `force`: then files of the same names are replaced.
     """
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise ScanError(f"{folder} is not empty: expected a new folder; --force replaces files of equal names")
+        raise ScanError(
+            f"{folder} is not empty: expected a new folder; --force replaces files of equal names"
+        )
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Maps as a derivative dataset of BIDS: ``FOLDER/derivatives/whorl/sub-<label>/anat/sub-<label>_T1map.nii.gz``.
+"""Maps as a derivative dataset of BIDS: ``derivatives/whorl/sub-<label>/anat/sub-<label>_T1map.nii.gz``.
 
 The dataset is the folder `derivatives/whorl`: inside a raw dataset it is where BIDS wants it, and alone it is
 valid too.
@@ -79,7 +79,9 @@ def write(
     place = Path(f"sub-{subject}") / (f"ses-{session}" if session else "")
     kept = [v for v in volumes if quantity_and_kind(v)[0] in _SUFFIXES and quantity_and_kind(v)[1] != "rgb"]
     without = sorted({v.role or "without a role" for v in volumes if not any(v is k for k in kept)})
-    notes = [f"not in BIDS, which has no name for them: {', '.join(without)}; see --to nifti"] if without else []
+    notes = (
+        [f"not in BIDS, which has no name for them: {', '.join(without)}; see --to nifti"] if without else []
+    )
     if not kept:
         raise ScanError("nothing can be exported: BIDS has no name for any of the images")
     root = folder / "derivatives" / "whorl"
@@ -110,9 +112,9 @@ def _files(volumes: Sequence[Volume], stem: str, several: bool) -> list[tuple[Vo
             parts.append((volume, ""))
             continue
         sentence = (
-            "the slices do not lie at equal distances, which a NIfTI file cannot tell: each is a chunk of its own"
+            "the slices do not lie at equal distances, which a NIfTI file cannot tell: each is its own chunk"
         )
-        parts += [(single, sentence) for single in volume_slices(volume)]
+        parts += [(single, sentence) for single in _slices(volume)]
     names = []
     for volume, _ in parts:
         quantity, kind = quantity_and_kind(volume)
@@ -124,7 +126,7 @@ def _files(volumes: Sequence[Volume], stem: str, several: bool) -> list[tuple[Vo
     return [(v, name.replace("|", ""), text) for (v, text), name in zip(parts, unique, strict=True)]
 
 
-def volume_slices(volume: Volume) -> list[Volume]:
+def _slices(volume: Volume) -> list[Volume]:
     """Each slice as a volume."""
     return [
         Volume(
@@ -157,7 +159,12 @@ def _sidecar(volume: Volume, facts: Facts, unit: str) -> dict[str, Any]:
         "whorl_version": "SoftwareVersions",
         "SeriesDescription": "SeriesDescription",
     }
-    sidecar: dict[str, Any] = {"Units": unit}
+    sidecar: dict[str, Any] = {
+        "Description": f"{volume.role} of MR Fingerprinting; 0 outside the object",
+        "Units": unit,
+        # What is 0 is air: skull and scalp are kept.
+        "SkullStripped": False,
+    }
     sidecar |= {name: told[key] for key, name in names.items() if key in told}
     for name, key in (
         ("Manufacturer", "systemVendor"),

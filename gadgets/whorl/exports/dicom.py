@@ -26,13 +26,15 @@ from pydicom.valuerep import format_number_as_ds
 from whorl import __version__
 from whorl.exports import Facts, map_name, numbered, quantity_and_kind, said
 from whorl.maps.images import ascii_text
-from whorl.maps.volumes import Volume
+from whorl.maps.volumes import Volume, attribute
 from whorl.scan.failure import ScanError
 
 _LARGEST = 65535
 #: Value 3 of Image Type as the MR Image module has it.
 _IMAGE_TYPES = {"T1": "T1 MAP", "T2": "T2 MAP", "M0": "DENSITY MAP"}
-_MONTHS_SEX = {"M": "M", "F": "F", "O": "O"}
+#: Parts of the body of which there is one: they have no side.
+_UNPAIRED = ("ABDOMEN", "BRAIN", "CHEST", "HEAD", "HEART", "LIVER", "NECK", "PELVIS", "PROSTATE")
+_SEXES = {sex: sex for sex in "MFO"}
 
 
 def write(
@@ -135,7 +137,6 @@ def parametric_map(
         content_description=_text(_title(volume), 64),
         contributing_equipment=None,
         series_description=_series(volume),
-        protocol_name=_text(facts.text("protocolName"), 64) or None,
     )
     # The sources were made for their attributes and are stored nowhere: nothing may refer to them.
     for name in ("ReferencedSeriesSequence", "SourceImageSequence", "ReferencedInstanceSequence"):
@@ -144,11 +145,13 @@ def parametric_map(
     for frame in made.PerFrameFunctionalGroupsSequence:
         if "DerivationImageSequence" in frame:
             del frame.DerivationImageSequence
+    if facts.text("protocolName"):
+        made.ProtocolName = _text(facts.text("protocolName"), 64)
     made.ImageComments = _comment(volume)
     made.ContributingEquipmentSequence = _equipment(told, facts)
-    made.PatientPosition = sources[0].PatientPosition if "PatientPosition" in sources[0] else ""
-    if not made.PatientPosition:
-        del made.PatientPosition
+    if sources[0].PatientPosition:
+        made.PatientPosition = sources[0].PatientPosition
+    _body_part(made, facts)
     return made
 
 
@@ -178,7 +181,9 @@ def _stored(volume: Volume) -> tuple[NDArray[np.uint16], str, str]:
     values = np.nan_to_num(volume.values.astype(np.float64))
     raw = volume.images[0].data.dtype
     if raw == np.uint16:
-        slope, intercept = (float(volume.attribute(n) or d) for n, d in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+        slope, intercept = (
+            float(volume.attribute(n) or d) for n, d in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+        )
     else:
         intercept = min(0.0, float(values.min()))
         slope = (float(values.max()) - intercept) / _LARGEST or 1.0
@@ -210,6 +215,7 @@ def _mr_image(
     ds.ImageType = ["DERIVED", "SECONDARY", _IMAGE_TYPES.get(quantity, "OTHER"), *last]
     ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
     _patient_and_study(ds, facts, entropy)
+    _body_part(ds, facts)
     ds.Modality, ds.SeriesNumber, ds.InstanceNumber = "MR", number, n + 1
     ds.SeriesInstanceUID = _uid(entropy, number, "mr series")
     ds.SeriesDescription = _series(volume)
@@ -226,7 +232,6 @@ def _mr_image(
     ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions = "RM", "NONE", ""
     ds.MRAcquisitionType = "2D"
     ds.RepetitionTime = ds.EchoTime = ds.EchoTrainLength = None
-    ds.InversionTime = None
     if field := facts.number("systemFieldStrength_T"):
         ds.MagneticFieldStrength = format_number_as_ds(field)
     ds.ImageComments = _comment(volume, n)
@@ -258,15 +263,26 @@ def _patient_and_study(ds: Dataset, facts: Facts, entropy: str) -> None:
     ds.PatientName = _text(facts.text("patientName"), 64, plain=False)
     ds.PatientID = _text(facts.text("patientID"), 64, plain=False)
     ds.PatientBirthDate = _date(facts.text("patientBirthdate"))
-    ds.PatientSex = _MONTHS_SEX.get(facts.text("patientGender").upper(), "")
+    ds.PatientSex = _SEXES.get(facts.text("patientGender").upper()[:1], "")
     if weight := facts.number("patientWeight_kg"):
         ds.PatientWeight = format_number_as_ds(weight)
     ds.StudyInstanceUID = _known_uid(facts.text("studyInstanceUID")) or _uid(entropy, 0, "study")
     ds.StudyDate, ds.StudyTime = _date(facts.text("studyDate")), _time(facts.text("studyTime"))
-    ds.StudyID, ds.AccessionNumber = _text(facts.text("studyID"), 16), _text(facts.text("accessionNumber"), 16)
+    ds.StudyID, ds.AccessionNumber = (
+        _text(facts.text("studyID"), 16),
+        _text(facts.text("accessionNumber"), 16),
+    )
     ds.ReferringPhysicianName = _text(facts.text("referringPhysicianName"), 64, plain=False)
     if facts.text("studyDescription"):
         ds.StudyDescription = _text(facts.text("studyDescription"), 64, plain=False)
+
+
+def _body_part(ds: Dataset, facts: Facts) -> None:
+    part = _code_string(facts.text("bodyPartExamined"))
+    if part:
+        ds.BodyPartExamined = part
+    if part not in _UNPAIRED:
+        ds.Laterality = ""  # must be there, empty if it is not known
 
 
 def _equipment(told: dict[str, str], facts: Facts) -> list[Dataset]:
@@ -322,13 +338,13 @@ def _series(volume: Volume) -> str:
 
 
 def _comment(volume: Volume, n: int = 0) -> str:
-    from whorl.maps.volumes import attribute
-
     return _text(attribute(volume.images[n], "ImageComments") or _title(volume), 1024)
 
 
 def _derivation(told: dict[str, str]) -> str:
-    parts = [f"{name.removeprefix('whorl_')}: {text}" for name, text in told.items() if name.startswith("whorl_")]
+    parts = [
+        f"{name.removeprefix('whorl_')}: {text}" for name, text in told.items() if name.startswith("whorl_")
+    ]
     return "MR Fingerprinting; " + "; ".join(parts)
 
 

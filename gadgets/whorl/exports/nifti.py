@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whorl.exports import map_name, numbered
-from whorl.maps.geometry import Geometry
 from whorl.maps.volumes import Volume
 
 #: From the patient system of MRD and DICOM (LPS) to that of NIfTI (RAS).
@@ -53,7 +52,7 @@ def write(
         The files, and sentences for the user.
     """
     if names is None:
-        volumes, names = _names(volumes)
+        names = _names(volumes)
     paths: list[Path] = []
     said: list[str] = []
     for name, stack in _stacks(volumes, names):
@@ -71,18 +70,18 @@ def write(
         )
         for n, place in enumerate(first.geometries):
             path = base.with_name(f"{base.name}_slice-{n + 1:02d}.nii.gz")
-            _save([v.values[n : n + 1] for v in stack], _slice_affine(place), scale, path)
+            _save([v.values[n : n + 1] for v in stack], place.affine, scale, path)
             paths.append(path)
     return paths, said
 
 
-def _names(volumes: Sequence[Volume]) -> tuple[Sequence[Volume], list[str]]:
+def _names(volumes: Sequence[Volume]) -> list[str]:
     several = len({v.repetition for v in volumes}) > 1
     names = [map_name(v) + (f"_run-{v.repetition + 1}" if several else "") for v in volumes]
     # Coefficients are told apart by their contrast, and share a file.
     kept = [n for n, v in enumerate(volumes) if not (np.iscomplexobj(v.values) and v.contrast)]
     unique = dict(zip(kept, numbered([names[n] for n in kept], lambda s, n: f"{s}_{n}"), strict=True))
-    return volumes, [unique.get(n, names[n]) for n in range(len(volumes))]
+    return [unique.get(n, names[n]) for n in range(len(volumes))]
 
 
 def _stacks(volumes: Sequence[Volume], names: Sequence[str]) -> list[tuple[str, list[Volume]]]:
@@ -91,10 +90,6 @@ def _stacks(volumes: Sequence[Volume], names: Sequence[str]) -> list[tuple[str, 
     for name, volume in zip(names, volumes, strict=True):
         stacks.setdefault(name, []).append(volume)
     return [(name, sorted(stack, key=lambda v: v.contrast)) for name, stack in stacks.items()]
-
-
-def _slice_affine(place: Geometry) -> NDArray[np.float64]:
-    return place.affine
 
 
 def _save(values: list[NDArray[Any]], lps: NDArray[np.float64], scale: float, path: Path) -> None:
