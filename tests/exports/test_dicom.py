@@ -22,9 +22,11 @@ from exports.results import (
     T1_MS,
     T2_MS,
     XML,
+    directions,
     extras,
     make_images,
     marked_lps,
+    positions,
     slice_maps,
 )
 from whorl import __version__
@@ -120,6 +122,7 @@ def test_a_pixel_of_a_parametric_map(left_handed: bool, tmp_path: Path) -> None:
 #: which it does not know, is highdicom's; without a header nobody knows patient and side.
 ALLOWED_WARNINGS = re.compile(
     r"Rescale(Slope|Intercept|Type).*not present in standard DICOM IOD"
+    r"|Non-identity Modality LUT Module .* not expected to be present in standard MR IOD"
     r"|defined term = <QUANTITY>"
     r"|needed to build DICOMDIR|Laterality.*only permitted to be empty when actually unknown"
 )
@@ -189,6 +192,30 @@ def test_negative_values_keep_their_sign(tmp_path: Path) -> None:
     value = ds.pixel_array[3, 5] * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
     # Half of 1 / 65535 of the range of 1484 ms.
     assert value == pytest.approx(-250, abs=0.012)
+
+
+@pytest.mark.parametrize("mr_images", [False, True], ids=["parametric map", "MR images"])
+@pytest.mark.parametrize("n_slices", [1, 3])
+def test_one_slice_and_slices_of_unequal_distances(n_slices: int, mr_images: bool, tmp_path: Path) -> None:
+    gaps = (5.5, 9.0)
+    images = [i for i in make_images(gaps=gaps) if i.meta["GADGETRON_DataRole"] == "T1"]
+    images = [i for i in images if i.slice < n_slices]
+    paths, _ = dicom.write(volumes(images), facts_of(XML), tmp_path, mr_images)
+    read = [pydicom.dcmread(p) for p in paths]
+    frames = (
+        read if mr_images else [f.PlanePositionSequence[0] for f in read[0].PerFrameFunctionalGroupsSequence]
+    )
+    # In any order of the frames: each has its place with it.
+    got = sorted(([float(v) for v in f.ImagePositionPatient] for f in frames), key=directions(False)[2].dot)
+    assert len(got) == n_slices
+    for n, corner in enumerate(got):
+        orientation = (
+            read[0] if mr_images else read[0].SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+        ).ImageOrientationPatient
+        centre = place(corner, orientation, ["18", "15"], N_X // 2, N_Y // 2)
+        np.testing.assert_allclose(centre, positions(False, gaps)[n], atol=PLACE_MM)
+    for path in paths:
+        assert complaints(path)[0] == []
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from whorl.maps.volumes import Volume
+from whorl.maps.volumes import Volume, attribute
 from whorl.scan.failure import ScanError
 from whorl.scan.header import header_root
 
@@ -71,8 +71,8 @@ def facts_of(xml: bytes) -> Facts:
     if sequence is not None:
         kind = " ".join((sequence.findtext("{*}sequence_type") or "").split())
         texts |= {"sequence_type": kind} if kind else {}
-    lists = (_numbers(sequence, name) for name in ("flipAngle_deg", "TR", "TE", "TI"))
-    return Facts(texts, *lists, xml=xml)
+    flip_deg, tr_ms, te_ms, ti_ms = (_numbers(sequence, n) for n in ("flipAngle_deg", "TR", "TE", "TI"))
+    return Facts(texts, flip_deg, tr_ms, te_ms, ti_ms, xml)
 
 
 def _numbers(parent: ET.Element | None, name: str) -> tuple[float, ...]:
@@ -110,19 +110,13 @@ def numbered(names: Sequence[str], join: Callable[[str, int], str]) -> list[str]
 
 
 def said(volume: Volume) -> dict[str, str]:
-    """What the images of a volume say about themselves, by names of their meta attributes; the worst status
-    and the notes of all slices."""
+    """What the images of a volume say about themselves, by names of their meta attributes; status and
+    notes are those of all slices."""
     names = ("whorl_version", "whorl_method", "whorl_settings", "whorl_preset", "SeriesDescription")
     told = {name: volume.attribute(name) for name in names}
-    attributes = [(_text(i, "whorl_status"), _text(i, "whorl_notes")) for i in volume.images]
-    told["whorl_status"] = " ".join(dict.fromkeys(status for status, _ in attributes if status))
-    told["whorl_notes"] = "; ".join(dict.fromkeys(notes for _, notes in attributes if notes))
+    for name, between in (("whorl_status", " "), ("whorl_notes", "; ")):
+        told[name] = between.join(dict.fromkeys(text for i in volume.images if (text := attribute(i, name))))
     return {name: text for name, text in told.items() if text}
-
-
-def _text(image: object, name: str) -> str:
-    value = image.meta.get(name)  # type: ignore[attr-defined]
-    return str(value) if value else ""
 
 
 def exportable(volumes: Sequence[Volume]) -> list[Volume]:

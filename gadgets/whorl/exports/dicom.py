@@ -285,8 +285,8 @@ def _body_part(ds: Dataset, facts: Facts) -> None:
         ds.Laterality = ""  # must be there, empty if it is not known
 
 
-def _equipment(told: dict[str, str], facts: Facts) -> list[Dataset]:
-    made = [
+def _equipment(told: dict[str, str], facts: Facts) -> Any:
+    made: list[Dataset] = [
         hd.ContributingEquipment(
             "whorl",
             codes.DCM.ProcessingEquipment,
