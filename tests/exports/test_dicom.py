@@ -194,6 +194,32 @@ def test_negative_values_keep_their_sign(tmp_path: Path) -> None:
     assert value == pytest.approx(-250, abs=0.012)
 
 
+def test_a_slice_without_signal_does_not_set_the_scale_of_the_others(tmp_path: Path) -> None:
+    images = [i for i in make_images() if i.meta["GADGETRON_DataRole"] == "M0"]
+    for image in images:
+        small = {"RescaleSlope": "1e-7"} if image.slice else {"RescaleSlope": "1.0"}
+        image.data[...] = 4000 if image.slice else 0
+        meta = image.meta
+        meta.update(small)
+        image.meta = meta
+    dicom.write(volumes(images), Facts(), tmp_path, mr_images=True)
+    empty, full = (pydicom.dcmread(tmp_path / "M0map" / f"000{n}.dcm") for n in (1, 2))
+    assert not empty.pixel_array.any()
+    value = full.pixel_array * float(full.RescaleSlope)
+    # Half of 1 / 65535, and float32.
+    np.testing.assert_allclose(value, 4e-4, rtol=1e-5)
+    assert float(full.WindowWidth) == pytest.approx(4e-4, rel=1e-5)
+
+
+def test_what_is_no_date_and_no_uid_is_left_out(tmp_path: Path) -> None:
+    wrong = XML.replace(b"2026-03-04", b"2026-13-04").replace(b"1.2.3.4.5.6", b"1.02.x")
+    paths, _ = dicom.write(volumes(make_images()), facts_of(wrong), tmp_path)
+    ds = pydicom.dcmread(paths[0])
+    assert ds.StudyDate == ""
+    assert ds.StudyInstanceUID.is_valid
+    assert ds.StudyInstanceUID != "1.02.x"
+
+
 @pytest.mark.parametrize("mr_images", [False, True], ids=["parametric map", "MR images"])
 @pytest.mark.parametrize("n_slices", [1, 3])
 def test_one_slice_and_slices_of_unequal_distances(n_slices: int, mr_images: bool, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -70,6 +72,17 @@ def test_a_status_image_is_no_map(result: Path, tmp_path: Path) -> None:
     assert failed.exit_code == 1
     assert "no maps" in failed.output
     assert not (tmp_path / "none").exists()
+
+
+def test_what_to_install_without_the_extra(result: Path, tmp_path: Path) -> None:
+    program = "import sys; sys.modules['nibabel'] = None; from whorl.cli import main; main()"
+    arguments = ["export", str(result), "--to", "nifti", "-o", str(tmp_path / "out")]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "pip install 'whorl-mrf[export]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_header_of_a_result(result: Path) -> None:

@@ -119,7 +119,7 @@ def _files(volumes: Sequence[Volume], stem: str, several: bool) -> list[tuple[Vo
     for volume, _ in parts:
         quantity, kind = quantity_and_kind(volume)
         run = f"_run-{volume.repetition + 1}" if several else ""
-        description = f"_desc-{label(kind)}" if kind else ""
+        description = f"_desc-{label(kind)}" if label(kind) else ""
         # The mark is where BIDS wants the chunk.
         names.append(f"{stem}{run}|{description}_{_SUFFIXES[quantity][1]}")
     unique = numbered(names, lambda name, n: name.replace("|", f"_chunk-{n}"))

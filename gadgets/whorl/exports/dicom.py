@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def parametric_map(
         device_serial_number=facts.text("deviceSerialNumber")[:64] or "none",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[hd.VOILUTTransformation(window_center=centre, window_width=width)],
+        voi_lut_transformations=[
+            hd.VOILUTTransformation(centre, width, voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT)
+        ],
         content_label=re.sub(r"[^A-Z0-9_ ]", "_", map_name(volume).upper())[:16],
         content_description=_text(_title(volume), 64),
         contributing_equipment=None,
@@ -177,14 +180,13 @@ def mr_image_datasets(volume: Volume, facts: Facts, entropy: str, number: int) -
 
 
 def _stored(volume: Volume) -> tuple[NDArray[np.uint16], str, str]:
-    """Pixels, slope and intercept: those of the images if they are integers, else over their whole range."""
+    """Pixels, slope and intercept: the images' own if they are integers of one scale, else of their range."""
     values = np.nan_to_num(volume.values.astype(np.float64))
-    raw = volume.images[0].data.dtype
-    if raw == np.uint16:
-        slope, intercept = (
-            float(volume.attribute(n) or d) for n, d in (("RescaleSlope", 1), ("RescaleIntercept", 0))
-        )
-    else:
+    scales = {tuple(attribute(i, n) for n in ("RescaleSlope", "RescaleIntercept")) for i in volume.images}
+    if len(scales) == 1 and all(image.data.dtype == np.uint16 for image in volume.images):
+        ((told_slope, told_intercept),) = scales
+        slope, intercept = float(told_slope or 1), float(told_intercept or 0)
+    else:  # a slice without signal, for instance, has a scale of its own
         intercept = min(0.0, float(values.min()))
         slope = (float(values.max()) - intercept) / _LARGEST or 1.0
     # As text of at most 16 characters, and those are what the pixels are made with.
@@ -254,6 +256,8 @@ def _mr_image(
     ds.HighBit, ds.PixelRepresentation = 15, 0
     ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = rescale[0], rescale[1], "US"
     centre, width = _window(volume)
+    # The plain linear function is for steps of whole numbers: of a width of 1 it makes black and white.
+    ds.VOILUTFunction = "LINEAR_EXACT"
     ds.WindowCenter, ds.WindowWidth = format_number_as_ds(centre), format_number_as_ds(width)
     ds.PixelData = pixels.astype("<u2").tobytes()
     return ds
@@ -318,13 +322,19 @@ def _codes(volume: Volume) -> tuple[Any, Any]:
 
 
 def _window(volume: Volume) -> tuple[float, float]:
-    """Centre and width in the unit of the volume: as the images say, else their range."""
+    """Centre and width in the unit of the volume: as the images say, else the range that is not outliers.
+
+    The images' own are whole numbers, which for arbitrary units may be far too coarse.
+    """
     try:
         centre, width = (float(volume.attribute(name)) for name in ("WindowCenter", "WindowWidth"))
     except ValueError:
-        top = float(np.nan_to_num(volume.values).max())
+        width = 0.0
+    if not width > 0 or volume.units == "a.u.":
+        values = np.nan_to_num(volume.values)
+        top = float(np.percentile(values[values > 0], 99.5)) if (values > 0).any() else 1.0
         centre, width = top / 2, top
-    return centre, width if width >= 1 else 1.0
+    return centre, width
 
 
 def _title(volume: Volume) -> str:
@@ -360,7 +370,10 @@ def _code_string(text: str) -> str:
 
 def _date(text: str) -> str:
     found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)", text)
-    return "".join(found.groups()) if found else ""
+    try:
+        return date(*map(int, found.groups())).strftime("%Y%m%d") if found else ""
+    except ValueError:  # no such day
+        return ""
 
 
 def _time(text: str) -> str:
