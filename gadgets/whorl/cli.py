@@ -402,53 +402,6 @@ def report(
     click.echo(f"report in {output}")
 
 
-@main.command()
-@click.argument("result", type=_existing)
-@click.option("--to", "form", type=click.Choice(["dicom", "nifti", "bids"]), required=True, help="Format.")
-@click.option(
-    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
-)
-@click.option("--mr-images", is_flag=True, help="dicom: MR images, which every viewer shows, instead.")
-@click.option("--lowrank", is_flag=True, help="Low-rank maps that were sent ahead, too.")
-@click.option("--subject", default="", help="bids: label of the subject; else that of the patient, or 01.")
-@click.option("--session", default="", help="bids: label of the session.")
-def export(
-    result: Path, form: str, output: Path, mr_images: bool, lowrank: bool, subject: str, session: str
-) -> None:
-    """Write the maps of a result for other programs.
-
-    dicom: Parametric Maps, or MR images. nifti: one file for each map, in ms. bids: a derivatives dataset, in
-    seconds, to which further subjects are added.
-    """
-    from whorl.doors.files import read_images, read_result_header
-    from whorl.exports.facts import read_facts
-    from whorl.maps.volumes import volumes
-
-    if (mr_images and form != "dicom") or ((subject or session) and form != "bids"):
-        raise click.UsageError("--mr-images is for dicom; --subject and --session are for bids")
-    facts = read_facts(read_result_header(result))
-    found = volumes(read_images(result))
-    if form != "bids" and output.is_dir() and any(output.iterdir()):
-        raise click.UsageError(f"{output} is not empty: expected a new folder")
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        if form == "dicom":
-            from whorl.exports.dicom import export_dicom
-
-            written = export_dicom(found, facts, output, mr_images=mr_images, lowrank=lowrank)
-        elif form == "nifti":
-            from whorl.exports.nifti import export_nifti
-
-            written = export_nifti(found, facts, output, lowrank=lowrank)
-        else:
-            from whorl.exports.bids import export_bids
-
-            written = export_bids(found, facts, output, subject=subject, session=session, lowrank=lowrank)
-    except ImportError as error:
-        raise click.ClickException(f"{error}: pip install 'whorl-mrf[export]'") from error
-    click.echo(f"{len(written)} files in {output}")
-
-
 def _known_field(field_t: float) -> float:
     """The nominal field of a scanner: a Vida says 2.89 T."""
     return 1.5 if 0 < field_t < 2.2 else 3.0
@@ -601,6 +554,52 @@ def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> Non
         raise click.UsageError("the cache is off (cache_mb=0): there is nothing to clear")
     count, n_bytes = store.clear()
     click.echo(f"{count} dictionaries removed from {store.folder}, {n_bytes / (1 << 20):.1f} MiB")
+
+
+@main.command()
+@click.argument("result", type=_existing)
+@click.option("--to", "kind", type=click.Choice(["dicom", "nifti", "bids"]), required=True, help="Format.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
+)
+@click.option("--mr-images", is_flag=True, help="DICOM: MR images of 16 bits, not parametric maps.")
+@click.option("--subject", default="", help="BIDS: label; by default from the patient id, else 01.")
+@click.option("--session", default="", help="BIDS: label of the session.")
+@click.option(
+    "--force", is_flag=True, help="Write into a folder that is not empty, over files of equal names."
+)
+def export(
+    result: Path, kind: str, output: Path, mr_images: bool, subject: str, session: str, force: bool
+) -> None:
+    """Write the maps of a result (MRD) as DICOM, NIfTI or a BIDS derivative.
+
+    The patient of the MRD header is named in DICOM, and by the subject label of BIDS.
+    """
+    if mr_images and kind != "dicom":
+        raise click.UsageError("--mr-images is for --to dicom only")
+    if (subject or session) and kind != "bids":
+        raise click.UsageError("--subject and --session are for --to bids only")
+    from whorl.doors.files import read_images, read_result_header
+    from whorl.exports import exportable, facts_of, target_folder
+    from whorl.maps.volumes import volumes
+
+    try:
+        from whorl.exports import bids, dicom, nifti
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[export]'") from error
+    found = exportable(volumes(read_images(result)))
+    facts = facts_of(read_result_header(result))
+    if kind == "bids":
+        paths, notes = bids.write(found, facts, output, subject, session, force)
+    else:
+        target_folder(output, force)
+        if kind == "nifti":
+            paths, notes = nifti.write(found, output)
+        else:
+            paths, notes = dicom.write(found, facts, output, mr_images)
+    for note in notes:
+        click.echo(f"whorl: {note}", err=True)
+    click.echo(f"{len(paths)} files in {output}")
 
 
 @main.command()

@@ -1,306 +1,389 @@
-"""DICOM objects of maps: Parametric Maps, and by choice MR images.
-
-A Parametric Map holds the physical values in single precision, with their unit and quantity in codes. Few
-viewers show it, so the same maps can also be written as secondary MR images, 16 bit with a rescale slope.
+"""Volumes as DICOM: Parametric Maps (float32 with units), or MR images of 16 bits that each viewer shows.
 
 Letters: Z slices, Y X pixels.
+
+UIDs of study and frame of reference are those of the MRD header; all others follow from the content of the
+result: who exports it twice gets the same objects.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from whorl import __version__
-from whorl.exports.facts import LOWRANK, Facts, kept
-from whorl.exports.nifti import sidecar
+from whorl.exports import Facts, map_name, numbered, quantity_and_kind, said
 from whorl.maps.images import ascii_text
-from whorl.maps.volumes import Volume
+from whorl.maps.volumes import Volume, attribute
+from whorl.scan.failure import ScanError
 
-#: Characters of a long string and of a short text in DICOM.
-_LONG, _TEXT = 64, 1024
-_TITLES = {
-    "T1": "T1",
-    "T2": "T2",
-    "M0": "M0",
-    "QUALITY": "match quality",
-    "B1": "B1, relative",
-    "T1_SD": "standard deviation of T1",
-    "T2_SD": "standard deviation of T2",
-}
-#: The largest value of 16 bits without a sign that is left as it is by programs that read a sign.
-_LARGEST = 32767
+_LARGEST = 65535
+#: Value 3 of Image Type as the MR Image module has it.
+_IMAGE_TYPES = {"T1": "T1 MAP", "T2": "T2 MAP", "M0": "DENSITY MAP"}
+#: Parts of the body of which there is one: they have no side.
+_UNPAIRED = ("ABDOMEN", "BRAIN", "CHEST", "HEAD", "HEART", "LIVER", "NECK", "PELVIS", "PROSTATE")
+_SEXES = {sex: sex for sex in "MFO"}
 
 
-def export_dicom(
-    volumes: Sequence[Volume], facts: Facts, folder: Path, *, mr_images: bool, lowrank: bool
-) -> list[Path]:
-    """One Parametric Map for each volume, or one MR image for each slice; the paths.
-
-    The same result gives the same unique identifiers. Study and frame of reference are those of the MRD
-    header if it names them.
+def write(
+    volumes: Sequence[Volume], facts: Facts, folder: Path, mr_images: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Write each volume as a Parametric Map, or each slice as an MR image.
 
     Parameters
     ----------
+    volumes, facts
+        Of one result.
+    folder
+        Exists.
     mr_images
-        Whether MR images are written instead of Parametric Maps.
+        MR Image Storage instead of Parametric Map Storage.
+
+    Returns
+    -------
+    list, list
+        The files, and sentences for the user.
 
     Raises
     ------
     ScanError
-        If there is nothing to export.
+        If there is no volume of real numbers with one channel.
     """
-    maps = kept(volumes, lowrank=lowrank)
-    identity = _Identity(maps, facts)
-    written = []
-    for n, volume in enumerate(maps, start=1):
-        number = volume.series + 100 * volume.repetition
-        name = f"{volume.role.lower()}_{n:02d}"
-        if not mr_images:
-            path = folder / f"{name}.dcm"
-            _parametric_map(volume, facts, identity, number).save_as(path, enforce_file_format=True)
-            written.append(path)
-            continue
-        for place in range(len(volume.images)):
-            path = folder / f"{name}_{place + 1:03d}.dcm"
-            mr_image(volume, place, facts, identity, number).save_as(path, enforce_file_format=True)
-            written.append(path)
-    return written
+    kept = [v for v in volumes if v.values.ndim == 3 and not np.iscomplexobj(v.values)]
+    without = sorted({v.role or "without a role" for v in volumes if not any(v is k for k in kept)})
+    said_ = [f"not in DICOM, which takes real maps: {', '.join(without)}; see --to nifti"] if without else []
+    if not kept:
+        raise ScanError("nothing can be exported: the result has no real-valued maps")
+    entropy = digest(volumes, facts)
+    names = [map_name(v) + (f"_run-{v.repetition + 1}" if v.repetition else "") for v in kept]
+    paths = []
+    for number, (volume, name) in enumerate(
+        zip(kept, numbered(names, lambda s, n: f"{s}_{n}"), strict=True), start=1
+    ):
+        images = mr_image_datasets(volume, facts, entropy, number)
+        if mr_images:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for n, image in enumerate(images, start=1):
+                paths.append(folder / name / f"{n:04d}.dcm")
+                image.save_as(paths[-1], enforce_file_format=True)
+        else:
+            paths.append(folder / f"{name}.dcm")
+            parametric_map(volume, facts, entropy, number, images).save_as(paths[-1])
+    return paths, said_
 
 
-class _Identity:
-    """Unique identifiers of a result: from what is in it, so that it always has the same."""
-
-    def __init__(self, maps: Sequence[Volume], facts: Facts) -> None:
-        digest = hashlib.sha256(repr(facts).encode())
-        for volume in maps:
-            digest.update(np.ascontiguousarray(volume.values).tobytes())
-            digest.update(repr([geometry.position for geometry in volume.geometries]).encode())
-        self._root = digest.hexdigest()
-        self.study = _uid(facts.study_uid) or self.make("study")
-        self.frame = _uid(facts.frame_of_reference_uid) or self.make("frame")
-
-    def make(self, *what: object) -> str:
-        from pydicom.uid import generate_uid
-
-        return str(generate_uid(entropy_srcs=[self._root, *map(str, what)]))
+def digest(volumes: Sequence[Volume], facts: Facts) -> str:
+    """Of the content of a result: what its UIDs are made of."""
+    content = hashlib.sha256(facts.xml)
+    for volume in volumes:
+        content.update(repr((volume.role, volume.series, volume.repetition, volume.contrast)).encode())
+        content.update(repr((volume.geometries, sorted(said(volume).items()))).encode())
+        content.update(np.ascontiguousarray(volume.values).tobytes())
+    return content.hexdigest()
 
 
-def _uid(text: str) -> str:
-    from pydicom.uid import UID
-
-    return text if text and UID(text).is_valid else ""
-
-
-def _patient_and_study(facts: Facts, identity: _Identity, modality: str) -> Any:
-    from pydicom.dataset import Dataset
-
-    ds = Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.PatientName, ds.PatientID = facts.patient_name, facts.patient_id[:_LONG]
-    ds.PatientBirthDate = _date(facts.patient_birthdate)
-    ds.PatientSex = facts.patient_gender if facts.patient_gender in ("M", "F", "O") else ""
-    if facts.patient_weight_kg:
-        ds.PatientWeight = facts.patient_weight_kg
-    ds.StudyInstanceUID = identity.study
-    ds.StudyID, ds.AccessionNumber = facts.study_id[:16], facts.accession_number[:16]
-    ds.StudyDate = _date(facts.study_date) or _date(facts.series_date)
-    ds.StudyTime = _time(facts.study_time) or _time(facts.series_time)
-    ds.ReferringPhysicianName = facts.referring_physician
-    if facts.study_description:
-        ds.StudyDescription = facts.study_description[:_LONG]
-    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = identity.frame, ""
-    ds.Modality = modality
-    ds.Manufacturer = facts.vendor[:_LONG]
-    if facts.model:
-        ds.ManufacturerModelName = facts.model[:_LONG]
-    if facts.institution:
-        ds.InstitutionName = facts.institution[:_LONG]
-    return ds
-
-
-def _date(text: str) -> str:
-    digits = "".join(c for c in text if c.isdigit())[:8]
-    try:
-        datetime.strptime(digits, "%Y%m%d")
-    except ValueError:
-        return ""
-    return digits
-
-
-def _time(text: str) -> str:
-    digits = "".join(c for c in text.split(".")[0].split("+")[0].rstrip("Z") if c.isdigit())[:6]
-    return digits if len(digits) == 6 and digits[:2] < "24" and digits[2:4] < "60" else ""
-
-
-def _title(volume: Volume) -> str:
-    title = _TITLES[volume.role.removesuffix(LOWRANK)]
-    return f"{title}, low-rank" if volume.role.endswith(LOWRANK) else title
-
-
-def _explained(volume: Volume, facts: Facts, place: int | None = None) -> str:
-    known = sidecar(volume, facts, volume.units)
-    image = volume.images[place or 0]
-    comment = str(image.meta.get("ImageComments") or _title(volume))
-    return ascii_text(f"{comment}. whorl {__version__}, settings {known.get('WhorlSettings', 'unknown')}")[
-        :_TEXT
-    ]
-
-
-def mr_image(volume: Volume, place: int, facts: Facts, identity: _Identity, number: int) -> Any:
-    """A slice as a secondary MR image (PS3.3 A.4), physical = stored × slope.
+def parametric_map(
+    volume: Volume, facts: Facts, entropy: str, number: int, sources: Sequence[Dataset]
+) -> hd.pm.ParametricMap:
+    """A volume as one object with a frame for each slice, float32 in the unit of the volume.
 
     Parameters
     ----------
-    place
-        Of the slice in the volume.
-    number
-        Of the series.
+    volume, facts, entropy, number
+        As for `mr_image_datasets`.
+    sources
+        Its MR images: patient, study and place of the frames are taken from them.
     """
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
-
-    geometry, values = volume.geometries[place], volume.values[place]
-    slope, stored = _stored(volume, values)
-    ds = _patient_and_study(facts, identity, "MR")
-    ds.SOPClassUID = MRImageStorage
-    ds.SOPInstanceUID = identity.make("mr", number, place)
-    ds.SeriesInstanceUID = identity.make("mr", number)
-    ds.SeriesNumber, ds.InstanceNumber = number, place + 1
-    ds.SeriesDescription = ascii_text(volume.attribute("SeriesDescription") or _title(volume))[:_LONG]
-    ds.SeriesDate, ds.SeriesTime = _date(facts.series_date), _time(facts.series_time)
-    ds.ContentDate, ds.ContentTime = ds.SeriesDate or ds.StudyDate, ds.SeriesTime or ds.StudyTime
-    ds.ProtocolName = ascii_text(facts.protocol_name)[:_LONG]
-    ds.PatientPosition, ds.Laterality = facts.patient_position, ""
-    ds.SoftwareVersions = f"whorl {__version__}"
-    role = volume.role.removesuffix(LOWRANK)
-    kind = {"T1": "T1 MAP", "T2": "T2 MAP", "M0": "DENSITY MAP"}.get(role, "OTHER")
-    ds.ImageType = ["DERIVED", "SECONDARY", kind, "QUANTITATIVE", role]
-    ds.DerivationDescription = _explained(volume, facts, place)
-    ds.ImageComments = ds.DerivationDescription
-    ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions = "GR", "SS", ""
-    ds.MRAcquisitionType, ds.SequenceName = "2D", ascii_text(facts.sequence_name)[:16]
-    ds.EchoTime = ds.RepetitionTime = ds.EchoTrainLength = None  # each readout has its own
-    if facts.field_t:
-        ds.MagneticFieldStrength = f"{float(facts.field_t):g}"
-    ds.ImagePositionPatient = [_decimal(v) for v in geometry.first_pixel]
-    ds.ImageOrientationPatient = [_decimal(v) for v in (*geometry.read_dir, *geometry.phase_dir)]
-    dx, dy = geometry.pixel_mm
-    ds.PixelSpacing = [_decimal(dy), _decimal(dx)]  # between rows, between columns
-    ds.SliceThickness = _decimal(geometry.fov_mm[2])
-    if len(volume.images) > 1 and volume.is_even:
-        ds.SpacingBetweenSlices = _decimal(volume.spacing_mm)
-    ds.SliceLocation = _decimal(geometry.along_mm)
-    ds.Rows, ds.Columns = stored.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated = ds.BitsStored = 16
-    ds.HighBit, ds.PixelRepresentation = 15, 0
-    ds.PixelPaddingValue = 0
-    ds.RescaleSlope, ds.RescaleIntercept = _decimal(slope), "0"
-    ds.RescaleType = volume.units[:16] if volume.units != "1" else "US"
-    centre, width = (float(volume.attribute(f"Window{name}") or 0) for name in ("Center", "Width"))
-    if not width or volume.units == "a.u.":
-        centre, width = float(values.max()) / 2, float(values.max()) or 1.0
-    ds.WindowCenter, ds.WindowWidth = _decimal(centre), _decimal(width)
-    ds.PixelData = stored.astype("<u2").tobytes()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    return ds
-
-
-def _stored(volume: Volume, values: NDArray[Any]) -> tuple[float, NDArray[np.uint16]]:
-    """Slope of the volume and integers of a slice: those of the MRD image, or scaled to 15 bits."""
-    slope = float(volume.attribute("RescaleSlope") or 1)
-    if volume.images[0].data.dtype.kind == "f":
-        slope = {"T1": 1.0, "T2": 0.1}.get(volume.role.removesuffix(LOWRANK), 0.0)
-        largest = float(volume.values.max())
-        if not slope or largest / slope > _LARGEST:
-            slope = largest / _LARGEST if largest > 0 else 1.0
-    # 0 is outside the object; what is inside is not.
-    stored = np.clip(np.rint(values / slope), (values > 0).astype(np.float32), _LARGEST)
-    return slope, stored.astype(np.uint16)
-
-
-def _decimal(value: float) -> str:
-    """At most 16 characters, as a decimal string must have."""
-    from pydicom.valuerep import format_number_as_ds
-
-    return format_number_as_ds(float(value))
-
-
-def _parametric_map(volume: Volume, facts: Facts, identity: _Identity, number: int) -> Any:
-    """A volume as a Parametric Map (PS3.3 A.75)."""
-    import highdicom as hd
-    from pydicom.sr.coding import Code
-    from pydicom.uid import ExplicitVRLittleEndian
-
-    role = volume.role.removesuffix(LOWRANK)
-    quantity = {
-        "T1": Code("113063", "DCM", "T1"),
-        "T2": Code("113065", "DCM", "T2"),
-    }.get(role, Code(role, "99WHORL", _TITLES[role]))
-    unit = Code("ms", "UCUM", "millisecond") if volume.units == "ms" else Code("1", "UCUM", "no units")
-    values = np.ascontiguousarray(volume.values, dtype=np.float32)
-    first = volume.geometries[0]
-    dx, dy = first.pixel_mm
-    sources = [mr_image(volume, place, facts, identity, number) for place in range(len(volume.images))]
-    largest = float(values.max())
+    centre, width = _window(volume)
+    unit, quantity = _codes(volume)
+    told = said(volume)
+    values = np.nan_to_num(volume.values.astype(np.float32))
     mapping = hd.pm.RealWorldValueMapping(
-        lut_label=role[:16],
-        lut_explanation=_title(volume)[:_LONG],
+        lut_label=_text(map_name(volume), 16),
+        lut_explanation=_text(_title(volume), 64),
         unit=unit,
-        value_range=(0.0, max(largest, 1.0)),
+        value_range=(float(values.min()), float(values.max())),
         slope=1.0,
         intercept=0.0,
         quantity_definition=quantity,
     )
     made = hd.pm.ParametricMap(
-        source_images=sources,
-        pixel_array=values,
-        series_instance_uid=identity.make("map", number),
+        sources,
+        values,
+        series_instance_uid=_uid(entropy, number, "pm series"),
         series_number=number,
-        sop_instance_uid=identity.make("map", number, "instance"),
+        sop_instance_uid=_uid(entropy, number, "pm"),
         instance_number=1,
         manufacturer="whorl",
         manufacturer_model_name="whorl",
         software_versions=__version__,
-        device_serial_number="0",
+        device_serial_number=facts.text("deviceSerialNumber")[:64] or "none",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[
-            hd.VOILUTTransformation(window_center=largest / 2, window_width=max(largest, 1e-6))
+            hd.VOILUTTransformation(centre, width, voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT)
         ],
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        content_description=_title(volume)[:_LONG],
-        content_label=role.replace(" ", "_")[:16],
-        pixel_measures=hd.PixelMeasuresSequence(
-            pixel_spacing=(dy, dx),
-            slice_thickness=first.fov_mm[2],
-            spacing_between_slices=abs(volume.spacing_mm) if len(volume.images) > 1 else None,
-        ),
-        plane_orientation=hd.PlaneOrientationSequence(
-            coordinate_system="PATIENT", image_orientation=(*first.read_dir, *first.phase_dir)
-        ),
-        plane_positions=[
-            hd.PlanePositionSequence(coordinate_system="PATIENT", image_position=geometry.first_pixel)
-            for geometry in volume.geometries
-        ],
+        content_label=re.sub(r"[^A-Z0-9_ ]", "_", map_name(volume).upper())[:16],
+        content_description=_text(_title(volume), 64),
+        contributing_equipment=None,
+        series_description=_series(volume),
     )
-    made.SeriesDescription = ascii_text(volume.attribute("SeriesDescription") or _title(volume))[:_LONG]
-    made.ImageComments = _explained(volume, facts)
-    made.Laterality = ""
-    # It is made of raw data: there are no images in the archive that it could refer to.
-    for sequence in (*made.PerFrameFunctionalGroupsSequence, *made.SharedFunctionalGroupsSequence):
-        if "DerivationImageSequence" in sequence:
-            del sequence.DerivationImageSequence
-    if "ReferencedSeriesSequence" in made:
-        del made.ReferencedSeriesSequence
+    # The sources were made for their attributes and are stored nowhere: nothing may refer to them.
+    for name in ("ReferencedSeriesSequence", "SourceImageSequence", "ReferencedInstanceSequence"):
+        if name in made:
+            delattr(made, name)
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        if "DerivationImageSequence" in frame:
+            del frame.DerivationImageSequence
+    if facts.text("protocolName"):
+        made.ProtocolName = _text(facts.text("protocolName"), 64)
+    made.ImageComments = _comment(volume)
+    made.ContributingEquipmentSequence = _equipment(told, facts)
+    if sources[0].PatientPosition:
+        made.PatientPosition = sources[0].PatientPosition
+    _body_part(made, facts)
     return made
+
+
+def mr_image_datasets(volume: Volume, facts: Facts, entropy: str, number: int) -> list[FileDataset]:
+    """The slices of a volume as MR images, 16 bits with a slope to the unit of the volume.
+
+    Parameters
+    ----------
+    volume
+        Of real numbers, `(Z, Y, X)`.
+    facts
+        Of the header: patient, study, scanner.
+    entropy
+        What the UIDs are made of, `digest`.
+    number
+        Of the series.
+    """
+    pixels, slope, intercept = _stored(volume)
+    return [
+        _mr_image(volume, n, stored, (slope, intercept), facts, entropy, number)
+        for n, stored in enumerate(pixels)
+    ]
+
+
+def _stored(volume: Volume) -> tuple[NDArray[np.uint16], str, str]:
+    """Pixels, slope and intercept: the images' own if they are integers of one scale, else of their range."""
+    values = np.nan_to_num(volume.values.astype(np.float64))
+    scales = {tuple(attribute(i, n) for n in ("RescaleSlope", "RescaleIntercept")) for i in volume.images}
+    if len(scales) == 1 and all(image.data.dtype == np.uint16 for image in volume.images):
+        ((told_slope, told_intercept),) = scales
+        slope, intercept = float(told_slope or 1), float(told_intercept or 0)
+    else:  # a slice without signal, for instance, has a scale of its own
+        intercept = min(0.0, float(values.min()))
+        slope = (float(values.max()) - intercept) / _LARGEST or 1.0
+    # As text of at most 16 characters, and those are what the pixels are made with.
+    texts = format_number_as_ds(slope), format_number_as_ds(intercept)
+    pixels = np.clip(np.rint((values - float(texts[1])) / float(texts[0])), 0, _LARGEST)
+    return pixels.astype(np.uint16), *texts
+
+
+def _mr_image(
+    volume: Volume,
+    n: int,
+    pixels: NDArray[np.uint16],
+    rescale: tuple[str, str],
+    facts: Facts,
+    entropy: str,
+    number: int,
+) -> FileDataset:
+    place = volume.geometries[n]
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = _uid(entropy, number, "mr", n)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(pydicom.uid.PYDICOM_IMPLEMENTATION_UID)
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    quantity, kind = quantity_and_kind(volume)
+    last = [_code_string(kind)] if kind else []
+    ds.ImageType = ["DERIVED", "SECONDARY", _IMAGE_TYPES.get(quantity, "OTHER"), *last]
+    ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+    _patient_and_study(ds, facts, entropy)
+    _body_part(ds, facts)
+    ds.Modality, ds.SeriesNumber, ds.InstanceNumber = "MR", number, n + 1
+    ds.SeriesInstanceUID = _uid(entropy, number, "mr series")
+    ds.SeriesDescription = _series(volume)
+    if facts.text("protocolName"):
+        ds.ProtocolName = _text(facts.text("protocolName"), 64)
+    if re.fullmatch(r"(HF|FF)(S|P|DR|DL)", facts.text("patientPosition")):
+        ds.PatientPosition = facts.text("patientPosition")
+    else:
+        ds.PatientPosition = ""
+    ds.Manufacturer, ds.ManufacturerModelName, ds.SoftwareVersions = "whorl", "whorl", __version__
+    if facts.text("institutionName"):
+        ds.InstitutionName = _text(facts.text("institutionName"), 64)
+    # MR Image: what a fingerprint has no single value of stays empty.
+    ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions = "RM", "NONE", ""
+    ds.MRAcquisitionType = "2D"
+    ds.RepetitionTime = ds.EchoTime = ds.EchoTrainLength = None
+    if field := facts.number("systemFieldStrength_T"):
+        ds.MagneticFieldStrength = format_number_as_ds(field)
+    ds.ImageComments = _comment(volume, n)
+    ds.DerivationDescription = _text(_derivation(said(volume)), 1024)
+    ds.ContributingEquipmentSequence = _equipment(said(volume), facts)
+    # Place. Pixel Spacing is the distance of rows first, then that of columns.
+    step_x, step_y = place.pixel_mm
+    ds.PixelSpacing = [format_number_as_ds(step_y), format_number_as_ds(step_x)]
+    ds.SliceThickness = format_number_as_ds(place.fov_mm[2])
+    if len(volume.geometries) > 1 and volume.is_even:
+        ds.SpacingBetweenSlices = format_number_as_ds(volume.spacing_mm)
+    ds.ImageOrientationPatient = [format_number_as_ds(v) for v in (*place.read_dir, *place.phase_dir)]
+    ds.ImagePositionPatient = [format_number_as_ds(v) for v in place.first_pixel]
+    ds.FrameOfReferenceUID = _known_uid(facts.text("frameOfReferenceUID")) or _uid(entropy, 0, "frame")
+    ds.PositionReferenceIndicator = ""
+    # Pixels.
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit, ds.PixelRepresentation = 15, 0
+    ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = rescale[0], rescale[1], "US"
+    centre, width = _window(volume)
+    # The plain linear function is for steps of whole numbers: of a width of 1 it makes black and white.
+    ds.VOILUTFunction = "LINEAR_EXACT"
+    ds.WindowCenter, ds.WindowWidth = format_number_as_ds(centre), format_number_as_ds(width)
+    ds.PixelData = pixels.astype("<u2").tobytes()
+    return ds
+
+
+def _patient_and_study(ds: Dataset, facts: Facts, entropy: str) -> None:
+    ds.PatientName = _text(facts.text("patientName"), 64, plain=False)
+    ds.PatientID = _text(facts.text("patientID"), 64, plain=False)
+    ds.PatientBirthDate = _date(facts.text("patientBirthdate"))
+    ds.PatientSex = _SEXES.get(facts.text("patientGender").upper()[:1], "")
+    if weight := facts.number("patientWeight_kg"):
+        ds.PatientWeight = format_number_as_ds(weight)
+    ds.StudyInstanceUID = _known_uid(facts.text("studyInstanceUID")) or _uid(entropy, 0, "study")
+    ds.StudyDate, ds.StudyTime = _date(facts.text("studyDate")), _time(facts.text("studyTime"))
+    ds.StudyID, ds.AccessionNumber = (
+        _text(facts.text("studyID"), 16),
+        _text(facts.text("accessionNumber"), 16),
+    )
+    ds.ReferringPhysicianName = _text(facts.text("referringPhysicianName"), 64, plain=False)
+    if facts.text("studyDescription"):
+        ds.StudyDescription = _text(facts.text("studyDescription"), 64, plain=False)
+
+
+def _body_part(ds: Dataset, facts: Facts) -> None:
+    part = _code_string(facts.text("bodyPartExamined"))
+    if part:
+        ds.BodyPartExamined = part
+    if part not in _UNPAIRED:
+        ds.Laterality = ""  # must be there, empty if it is not known
+
+
+def _equipment(told: dict[str, str], facts: Facts) -> Any:
+    made: list[Dataset] = [
+        hd.ContributingEquipment(
+            "whorl",
+            codes.DCM.ProcessingEquipment,
+            software_versions=_text(told.get("whorl_version", __version__), 64),
+            contribution_description=_text(_derivation(told), 1024),
+        )
+    ]
+    if facts.text("systemVendor"):
+        made.append(
+            hd.ContributingEquipment(
+                _text(facts.text("systemVendor"), 64),
+                codes.DCM.AcquisitionEquipment,
+                manufacturer_model_name=_text(facts.text("systemModel"), 64) or None,
+                device_serial_number=_text(facts.text("deviceSerialNumber"), 64) or None,
+                institution_name=_text(facts.text("institutionName"), 64) or None,
+                station_name=_text(facts.text("stationName"), 16) or None,
+            )
+        )
+    return made
+
+
+def _codes(volume: Volume) -> tuple[Any, Any]:
+    """Unit (UCUM) and quantity (DCM); None where there is no code that says just that."""
+    units = {"ms": codes.UCUM.Millisecond, "a.u.": codes.UCUM.ArbitraryUnit}
+    quantity, kind = quantity_and_kind(volume)
+    # A standard deviation is no T1.
+    quantities = {} if kind == "sd" else {"T1": codes.DCM.T1, "T2": codes.DCM.T2}
+    return units.get(volume.units, codes.UCUM.NoUnits), quantities.get(quantity)
+
+
+def _window(volume: Volume) -> tuple[float, float]:
+    """Centre and width in the unit of the volume: as the images say, else the range that is not outliers.
+
+    The images' own are whole numbers, which for arbitrary units may be far too coarse.
+    """
+    try:
+        centre, width = (float(volume.attribute(name)) for name in ("WindowCenter", "WindowWidth"))
+    except ValueError:
+        width = 0.0
+    if not width > 0 or volume.units == "a.u.":
+        values = np.nan_to_num(volume.values)
+        top = float(np.percentile(values[values > 0], 99.5)) if (values > 0).any() else 1.0
+        centre, width = top / 2, top
+    return centre, width
+
+
+def _title(volume: Volume) -> str:
+    quantity, kind = quantity_and_kind(volume)
+    return " ".join(part for part in (quantity, kind, f"map ({volume.units or '1'})") if part)
+
+
+def _series(volume: Volume) -> str:
+    run = f" run {volume.repetition + 1}" if volume.repetition else ""
+    return _text(volume.attribute("SeriesDescription") or map_name(volume), 64 - len(run)) + run
+
+
+def _comment(volume: Volume, n: int = 0) -> str:
+    return _text(attribute(volume.images[n], "ImageComments") or _title(volume), 1024)
+
+
+def _derivation(told: dict[str, str]) -> str:
+    parts = [
+        f"{name.removeprefix('whorl_')}: {text}" for name, text in told.items() if name.startswith("whorl_")
+    ]
+    return "MR Fingerprinting; " + "; ".join(parts)
+
+
+def _text(text: str, longest: int, plain: bool = True) -> str:
+    """As DICOM takes it: no backslash, which separates values, and no longer than its kind allows."""
+    text = ascii_text(text) if plain else " ".join(text.split())
+    return text.replace("\\", "/")[:longest].strip()
+
+
+def _code_string(text: str) -> str:
+    return re.sub(r"[^A-Z0-9_ ]", "_", text.upper())[:16]
+
+
+def _date(text: str) -> str:
+    found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)", text)
+    try:
+        return date(*map(int, found.groups())).strftime("%Y%m%d") if found else ""
+    except ValueError:  # no such day
+        return ""
+
+
+def _time(text: str) -> str:
+    found = re.match(r"([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d)", text)
+    return "".join(found.groups()) if found else ""
+
+
+def _known_uid(text: str) -> str:
+    return text if text and UID(text, validation_mode=pydicom.config.IGNORE).is_valid else ""
+
+
+def _uid(entropy: str, number: int, what: str, n: int = 0) -> UID:
+    return generate_uid(entropy_srcs=[entropy, what, str(number), str(n)])

@@ -1,122 +1,109 @@
-"""NIfTI files of maps."""
+"""Volumes as NIfTI files.
+
+Letters: K coefficients, Z slices, Y X pixels.
+"""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.exports.facts import LOWRANK, Facts, kept, single_slices
+from whorl.exports import map_name, numbered
 from whorl.maps.volumes import Volume
 
-#: DICOM and MRD have x to the left and y to the back, NIfTI to the right and to the front.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_NAMES = {
-    "T1": "T1map",
-    "T2": "T2map",
-    "M0": "M0map",
-    "QUALITY": "quality",
-    "B1": "TB1map",
-    "T1_SD": "T1map_sd",
-    "T2_SD": "T2map_sd",
-}
+#: From the patient system of MRD and DICOM (LPS) to that of NIfTI (RAS).
+_RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
-def affine_ras(volume: Volume) -> NDArray[np.float64]:
-    """`(4, 4)`: index (column, row, slice, 1) to mm, RAS."""
-    return np.asarray(_LPS_TO_RAS @ volume.affine)
+def ras_affine(lps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`(4, 4)`: index (column, row, slice, 1) to RAS in mm, of that to LPS."""
+    affine: NDArray[np.float64] = _RAS_OF_LPS @ lps
+    return affine
 
 
-def write_nifti(volume: Volume, path: Path, *, factor: float = 1.0) -> None:
-    """A volume of real values in one file, axes (column, row, slice), RAS.
+def write(
+    volumes: Sequence[Volume], folder: Path, scale: float = 1.0, names: Sequence[str] | None = None
+) -> tuple[list[Path], list[str]]:
+    """Write one file for each volume, and one for each slice of a stack with unequal distances.
+
+    Values are float32 in the unit of the volume × `scale`, RGB is 3 × 8 bits, and subspace images are
+    complex64 with the coefficients on the fourth axis. Array order is (x, y, z).
 
     Parameters
     ----------
-    factor
-        Of the physical values.
+    volumes
+        Of one result.
+    folder
+        Exists.
+    scale
+        Factor of all values.
+    names
+        One for each volume, with folders but without ``.nii.gz``; by default what is in them.
+
+    Returns
+    -------
+    list, list
+        The files, and sentences for the user.
     """
-    import nibabel
-
-    # Its methods have no types.
-    new: Any = nibabel.Nifti1Image
-    values = np.ascontiguousarray(volume.values.transpose(2, 1, 0) * np.float32(factor), dtype=np.float32)
-    image = new(values, affine_ras(volume))
-    image.set_qform(affine_ras(volume), code="scanner")
-    image.set_sform(affine_ras(volume), code="scanner")
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["descrip"] = f"whorl {volume.attribute('whorl_version')}"[:79]
-    nibabel.save(image, path)
-
-
-def sidecar(volume: Volume, facts: Facts, units: str) -> dict[str, Any]:
-    """What is known of a map, in the names of BIDS."""
-    found: dict[str, Any] = {
-        "Units": units,
-        "Manufacturer": facts.vendor,
-        "ManufacturersModelName": facts.model,
-        "InstitutionName": facts.institution,
-        "ProtocolName": facts.protocol_name,
-        "PulseSequenceType": "spiral FISP MR Fingerprinting",
-        "SeriesDescription": volume.attribute("SeriesDescription"),
-        "EstimationReference": "doi:10.1038/nature11971",
-        "EstimationAlgorithm": f"whorl {volume.attribute('whorl_method')}".strip(),
-        "EstimationSoftware": f"whorl {volume.attribute('whorl_version')}".strip(),
-        "WhorlStatus": _worst(volume),
-        "WhorlNotes": _notes(volume),
-        "WhorlFlags": volume.attribute("whorl_flags").split(),
-        "WhorlSettings": volume.attribute("whorl_settings"),
-    }
-    if facts.field_t:
-        found["MagneticFieldStrength"] = float(facts.field_t)
-    return {name: value for name, value in found.items() if value not in ("", [])}
+    if names is None:
+        names = _names(volumes)
+    paths: list[Path] = []
+    said: list[str] = []
+    for name, stack in _stacks(volumes, names):
+        base = folder / name
+        base.parent.mkdir(parents=True, exist_ok=True)
+        first = stack[0]
+        if first.is_even:
+            path = base.with_name(f"{base.name}.nii.gz")
+            _save([v.values for v in stack], first.affine, scale, path)
+            paths.append(path)
+            continue
+        said.append(
+            f"the slices of {base.name} do not lie at equal distances, which a NIfTI file cannot tell: "
+            f"each of its {len(first.geometries)} slices has a file of its own"
+        )
+        for n, place in enumerate(first.geometries):
+            path = base.with_name(f"{base.name}_slice-{n + 1:02d}.nii.gz")
+            _save([v.values[n : n + 1] for v in stack], place.affine, scale, path)
+            paths.append(path)
+    return paths, said
 
 
-def _worst(volume: Volume) -> str:
-    order = ("", "complete", "degraded", "fallback")
-    statuses = [str(image.meta.get("whorl_status") or "") for image in volume.images]
-    return max(statuses, key=lambda status: order.index(status) if status in order else len(order))
+def _names(volumes: Sequence[Volume]) -> list[str]:
+    several = len({v.repetition for v in volumes}) > 1
+    names = [map_name(v) + (f"_run-{v.repetition + 1}" if several else "") for v in volumes]
+    # Coefficients are told apart by their contrast, and share a file.
+    kept = [n for n, v in enumerate(volumes) if not (np.iscomplexobj(v.values) and v.contrast)]
+    unique = dict(zip(kept, numbered([names[n] for n in kept], lambda s, n: f"{s}_{n}"), strict=True))
+    return [unique.get(n, names[n]) for n in range(len(volumes))]
 
 
-def _notes(volume: Volume) -> list[str]:
-    notes = [str(image.meta.get("whorl_notes") or "") for image in volume.images]
-    return list(dict.fromkeys(note for note in notes if note))
+def _stacks(volumes: Sequence[Volume], names: Sequence[str]) -> list[tuple[str, list[Volume]]]:
+    """Volumes of equal names (coefficients of one subspace) together, in the order of their contrast."""
+    stacks: dict[str, list[Volume]] = {}
+    for name, volume in zip(names, volumes, strict=True):
+        stacks.setdefault(name, []).append(volume)
+    return [(name, sorted(stack, key=lambda v: v.contrast)) for name, stack in stacks.items()]
 
 
-def names(volumes: Sequence[Volume]) -> list[str]:
-    """File names without ending; each once."""
-    bases = []
-    for volume in volumes:
-        name = _NAMES[volume.role.removesuffix(LOWRANK)]
-        name += "_lowrank" if volume.role.endswith(LOWRANK) else ""
-        bases.append(name + (f"_repetition-{volume.repetition}" if volume.repetition else ""))
-    counts, seen, result = Counter(bases), Counter[str](), []
-    for base in bases:
-        seen[base] += 1
-        result.append(f"{base}_stack-{seen[base]}" if counts[base] > 1 else base)
-    return result
-
-
-def export_nifti(volumes: Sequence[Volume], facts: Facts, folder: Path, *, lowrank: bool) -> list[Path]:
-    """One ``.nii.gz`` with a JSON sidecar for each map, values in ms; the paths.
-
-    Slices at unequal distances become one file each: a NIfTI file has one affine.
-
-    Raises
-    ------
-    ScanError
-        If there is nothing to export.
-    """
-    parts = [part for volume in kept(volumes, lowrank=lowrank) for part in single_slices(volume)]
-    written = []
-    for volume, name in zip(parts, names(parts), strict=True):
-        path = folder / f"{name}.nii.gz"
-        write_nifti(volume, path)
-        text = json.dumps(sidecar(volume, facts, volume.units), indent=2)
-        (folder / f"{name}.json").write_text(text + "\n")
-        written.append(path)
-    return written
+def _save(values: list[NDArray[Any]], lps: NDArray[np.float64], scale: float, path: Path) -> None:
+    if values[0].ndim == 4:  # (Z, C, Y, X): colours
+        colours = np.clip(np.rint(np.moveaxis(values[0], 1, -1)), 0, 255).astype(np.uint8)
+        array = np.ascontiguousarray(colours[..., :3]).view(_RGB)[..., 0].T  # (X, Y, Z)
+    elif np.iscomplexobj(values[0]):
+        array = np.stack([v.T for v in values], axis=-1).astype(np.complex64)  # (X, Y, Z, K)
+    else:
+        array = (values[0].T * np.float32(scale)).astype(np.float32)
+    affine = ras_affine(lps)
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    # Both, and both as the scanner's: programs differ in which of them they read.
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    nib.save(image, path)

@@ -1,0 +1,67 @@
+"""How errors of coefficients move T1 and T2: as the match itself moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from whorl.physics.dictionary import Dictionary, DictionaryParameters, build_dictionary
+from whorl.physics.matching import match
+from whorl.physics.precision import as_real, relative_sd, sensitivity
+from whorl.scan.train import Train
+from whorl.simulation.signals import jiang_train
+
+TISSUES = ((832.0, 60.0), (1350.0, 85.0), (400.0, 30.0), (2200.0, 300.0))
+
+
+@pytest.fixture(scope="module", params=["T1 and T2", "B1 too"])
+def dictionary(request: pytest.FixtureRequest) -> Dictionary:
+    played = jiang_train(300)
+    train = Train(played.flip_deg, played.tr_ms, played.te_ms, played.phase_deg, played.ti_ms, source="test")
+    b1 = () if request.param == "T1 and T2" else (0.8, 1.2, 0.02)
+    return build_dictionary(DictionaryParameters.of(train, b1))
+
+
+def voxels(dictionary: Dictionary, *, real: bool) -> Tensor:
+    """Coefficients `(V, K)` that lie on the surface, of M0 with another size, sign and phase each."""
+    found = []
+    for (t1_ms, t2_ms), m0 in zip(TISSUES, (1.0, -0.3, 2.0, 5.0), strict=True):
+        grid = dictionary.grid
+        distance = np.abs(np.log(grid.t1_ms / t1_ms)) + np.abs(np.log(grid.t2_ms / t2_ms))
+        distance += np.abs(grid.b1 - 1)
+        atom = dictionary.coefficients[int(distance.argmin())]
+        found.append(atom * m0 * (1 if real else np.exp(1j * m0)))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("real", [True, False], ids=["real", "complex"])
+def test_it_is_the_derivative_of_the_match(dictionary: Dictionary, real: bool) -> None:
+    x = voxels(dictionary, real=real)
+    joint = len(dictionary.grid.b1_axis) > 1
+    at = match(x, dictionary)
+    moved = sensitivity(
+        x, at.t1_ms, at.t2_ms, dictionary, b1=at.b1 if joint else None, joint=joint
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        direction = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        step = 2e-3 * torch.linalg.vector_norm(x, dim=1, keepdim=True) * direction / direction.abs().norm()
+        plus, minus = match(x + step, dictionary), match(x - step, dictionary)
+        predicted = (moved @ as_real(step, 1)[:, :, None])[:, :, 0]
+        for n, name in enumerate(("t1_ms", "t2_ms")):
+            true = (getattr(plus, name) / getattr(minus, name)).log() / 2
+            # The surface is made of parabolas, whose slopes jump by some per cent from one to the next.
+            scale = float(predicted[:, n].abs().max())
+            torch.testing.assert_close(predicted[:, n], true, rtol=0.15, atol=0.05 * scale)
+
+
+def test_a_deviation_is_the_root_of_a_quadratic_form() -> None:
+    generator = torch.Generator().manual_seed(1)
+    moved = torch.randn((5, 2, 4), generator=generator)
+    root = torch.randn((5, 4, 4), generator=generator)
+    errors = root @ torch.randn((5, 4, 200_000), generator=generator)
+    empirical = (moved @ errors).std(2)
+    # 200 000 draws: 0.2 %.
+    torch.testing.assert_close(relative_sd(moved, root @ root.mT), empirical, rtol=0.02, atol=0)
