@@ -20,8 +20,8 @@ TISSUES = ((832.0, 60.0), (1350.0, 85.0), (400.0, 30.0), (2200.0, 300.0))
 def dictionary(request: pytest.FixtureRequest) -> Dictionary:
     played = jiang_train(300)
     train = Train(played.flip_deg, played.tr_ms, played.te_ms, played.phase_deg, played.ti_ms, source="test")
-    b1 = () if request.param == "T1 and T2" else (0.8, 1.2, 0.02)
-    return build_dictionary(DictionaryParameters.of(train, b1))
+    b1_range = (1.0, 1.0) if request.param == "T1 and T2" else (0.9, 1.1)
+    return build_dictionary(DictionaryParameters(train, b1_range=b1_range))
 
 
 def voxels(dictionary: Dictionary, *, real: bool) -> Tensor:
@@ -29,8 +29,8 @@ def voxels(dictionary: Dictionary, *, real: bool) -> Tensor:
     found = []
     for (t1_ms, t2_ms), m0 in zip(TISSUES, (1.0, -0.3, 2.0, 5.0), strict=True):
         grid = dictionary.grid
-        distance = np.abs(np.log(grid.t1_ms / t1_ms)) + np.abs(np.log(grid.t2_ms / t2_ms))
-        distance += np.abs(grid.b1 - 1)
+        atoms = [values.numpy() for values in grid.atoms()]
+        distance = np.abs(np.log(atoms[0] / t1_ms)) + np.abs(np.log(atoms[1] / t2_ms)) + np.abs(atoms[2] - 1)
         atom = dictionary.coefficients[int(distance.argmin())]
         found.append(atom * m0 * (1 if real else np.exp(1j * m0)))
     return torch.stack(found)

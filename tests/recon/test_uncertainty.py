@@ -1,0 +1,136 @@
+"""Scans of what was found: their noise is that of the scan, and the errors of a few tell their covariance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from whorl.kspace.accumulate import fold, fold_gram
+from whorl.kspace.nufft import make_nufft
+from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
+from whorl.recon.heldout import without
+from whorl.recon.uncertainty import SecondScan, covariance_of, folded_noise
+
+T, K, C, I, S, Y, X = 23, 3, 2, 4, 7, 12, 10  # noqa: E741 - the field's letters
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def basis() -> Tensor:
+    """Complex, so that a missing conjugate shows."""
+    return torch.linalg.qr(normal(T, K))[0]
+
+
+@pytest.fixture
+def interleaf() -> Tensor:
+    return torch.arange(T) * 3 % I
+
+
+def second_scan(
+    basis: Tensor, interleaf: Tensor, *, held: bool
+) -> tuple[SecondScan, SubspaceKspace, Tensor, Tensor]:
+    """The scan, what was measured, images, and the readouts `(T, C, S)` that they would have given."""
+    points = torch.rand((I * S, 2), generator=torch.Generator().manual_seed(1)) - 0.5
+    nufft = make_nufft(points, (Y, X), backend="finufft")
+    images, csm = normal(K, Y, X, seed=2), normal(C, Y, X, seed=3)
+    samples = nufft.forward((images[:, None] * csm).reshape(K * C, Y, X)).reshape(K, C, I, S)
+    readouts = torch.einsum("tk,kcts->tcs", basis, samples[:, :, interleaf])
+    gram = torch.zeros((I, K, K), dtype=torch.complex64)
+    fold_gram(gram, torch.arange(T), interleaf, basis)
+    bins = normal(I, K, C, S, seed=4)
+    kept = torch.tensor([2, 9, 17])
+    own = HeldOut(normal(3, C, S, seed=5), kept, interleaf[kept]) if held else None
+    kspace = SubspaceKspace(bins, gram, torch.arange(I).numpy(), torch.eye(C), held=own)
+    return SecondScan(kspace, images, csm, basis, nufft), kspace, gram, readouts
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_without_noise_it_is_the_scan_of_the_images(basis: Tensor, interleaf: Tensor, held: bool) -> None:
+    scan, kspace, gram, readouts = second_scan(basis, interleaf, held=held)
+    expected = torch.zeros((I, K, C, S), dtype=torch.complex64)
+    fold(expected, readouts, torch.arange(T), interleaf, basis)
+    made = scan.measured(0.0, seed=1)
+    # Two NUFFTs of single precision, relative to the largest sample.
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(made.bins, expected, rtol=0, atol=1e-5 * scale)
+    assert made.gram is gram
+    if held:
+        assert made.held is not None
+        assert kspace.held is not None
+        wanted = readouts[kspace.held.timepoint]
+        torch.testing.assert_close(made.held.readouts, wanted, rtol=0, atol=1e-5 * scale)
+
+
+def test_what_is_held_out_has_the_same_noise_there(basis: Tensor, interleaf: Tensor) -> None:
+    scan, *_, readouts = second_scan(basis, interleaf, held=True)
+    made = scan.measured(3.0, seed=7)
+    assert made.held is not None
+    rest, _ = without(made.bins, made.gram, made.held, basis)
+    # Without the held readouts their noise is gone: only that of the others is left.
+    others = torch.ones(T, dtype=torch.bool)
+    others[made.held.timepoint] = False
+    expected = torch.zeros((I, K, C, S), dtype=torch.complex64)
+    fold(expected, readouts[others], torch.arange(T)[others], interleaf[others], basis)
+    rest_gram = torch.zeros((I, K, K), dtype=torch.complex64)
+    fold_gram(rest_gram, torch.arange(T)[others], interleaf[others], basis)
+    noise = folded_noise(rest_gram, C, S, 3.0, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(rest, expected + noise, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_its_noise_has_the_covariance_of_folded_noise(basis: Tensor, interleaf: Tensor, held: bool) -> None:
+    scan, _, gram, _ = second_scan(basis, interleaf, held=held)
+    clean, sd, n = scan.measured(0.0, 0).bins, 0.5, 3000
+    noise = torch.stack([scan.measured(sd, seed).bins for seed in range(n)]) - clean  # (n, I, K, C, S)
+    rows = noise.permute(1, 2, 0, 3, 4).reshape(I, K, -1)
+    empirical = rows @ rows.mH / rows.shape[2]
+    # n C S = 42 000 draws: 0.5 % of the largest.
+    torch.testing.assert_close(empirical, sd**2 * gram, rtol=0, atol=0.02 * sd**2 * float(gram.abs().max()))
+    coils = noise[:, 0, 0].permute(1, 0, 2).reshape(C, -1)
+    cross = coils @ coils.mH / coils.shape[1]
+    assert float(cross[0, 1].abs()) < 0.05 * float(cross[0, 0].abs())
+
+
+def test_the_level_of_noise_is_what_the_images_leave(basis: Tensor, interleaf: Tensor) -> None:
+    scan, kspace, *_ = second_scan(basis, interleaf, held=False)
+    noisy = scan.measured(0.7, seed=3)
+    kspace.bins.copy_(noisy.bins)
+    # I K C S = 168 numbers.
+    assert scan.noise_sd() == pytest.approx(0.7, rel=0.2)
+
+
+def test_covariance_of_known_errors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    N, J, mask = 400, 3, torch.zeros((9, 8), dtype=torch.bool)
+    mask[2:7, 1:7] = True
+    root = torch.randn((J, J), generator=generator)
+    common = torch.tensor([1.0, -2.0, 0.5])
+    white = torch.randn((N, J, 9, 8), generator=generator)
+    errors = torch.einsum("jk,nkyx->njyx", root, white) + common[:, None, None]
+    errors[:, :, ~mask] = 1e6  # does not count
+    noise, whole = covariance_of(errors, mask, noise_only=True), covariance_of(errors, mask)
+    assert noise.shape == (int(mask.sum()), J, J)
+    expected = root @ root.T
+    # 400 repetitions and some ten pixels around each.
+    size = float(expected.abs().max())
+    torch.testing.assert_close(noise, expected.expand_as(noise), rtol=0, atol=0.15 * size)
+    torch.testing.assert_close(
+        whole, (expected + torch.outer(common, common)).expand_as(whole), rtol=0, atol=0.2 * size + 0.1
+    )
+
+
+def test_few_repetitions_are_not_biased() -> None:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.ones((40, 40), dtype=torch.bool)
+    found = []
+    for _ in range(20):
+        errors = torch.randn((2, 1, 40, 40), generator=generator)
+        found.append([float(covariance_of(errors, mask, noise_only=only).mean()) for only in (True, False)])
+    noise, whole = torch.tensor(found).mean(0).tolist()
+    # 20 · 1600 pixels.
+    assert noise == pytest.approx(1, abs=0.05)
+    assert whole == pytest.approx(1, abs=0.05)
