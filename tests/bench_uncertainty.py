@@ -126,8 +126,10 @@ def compare(
         pure = inside & (scan.truth.labels[0] > 0)
         error = values[:, pure] - getattr(scan.truth, field)[0][pure]
         z = np.abs(error[: len(total)]) / total[:, pure]
+        with np.errstate(divide="ignore"):  # at the end of the dictionary nothing moves
+            noise_ratio = (predicted[:, inside] / empirical).ravel().astype(np.float64)
         found[name] = Comparison(
-            (predicted[:, inside] / empirical).ravel().astype(np.float64),
+            noise_ratio,
             (total[:, pure] / np.sqrt(np.mean(error**2, axis=0))).ravel().astype(np.float64),
             (float(np.mean(z < 1)), float(np.mean(z < 2))),
         )

@@ -38,8 +38,11 @@ def test_more_noise_gives_larger_deviations(scan: Scan) -> None:
             white = rng.standard_normal((2, *noisier.data[n].shape))
             noisier.data[n] = noisier.data[n] + (level * (white[0] + 1j * white[1])).astype(np.complex64)
         result = noisier.run(method="lowrank", uncertainty="true", output_dtype="float32")
-        inside = result.physical("T1") > 0
-        found[factor] = float(np.median(result.of("T2_SD").data[0, 0][inside]))
+        # In water T2 is not determined by so short a train.
+        spheres = (result.physical("T1") > 200) & (result.physical("T2") < 300)
+        relative = result.of("T1_SD").data[0, 0][spheres] / result.physical("T1")[spheres]
+        assert relative.max() <= 1
+        found[factor] = float(np.median(relative))
     assert found[4] > 1.5 * found[1]
 
 

@@ -59,9 +59,10 @@ def test_it_is_the_derivative_of_the_match(dictionary: Dictionary, real: bool) -
 
 def test_a_deviation_is_the_root_of_a_quadratic_form() -> None:
     generator = torch.Generator().manual_seed(1)
-    moved = torch.randn((5, 2, 4), generator=generator)
+    moved = 0.02 * torch.randn((5, 2, 4), generator=generator)
     root = torch.randn((5, 4, 4), generator=generator)
     errors = root @ torch.randn((5, 4, 200_000), generator=generator)
     empirical = (moved @ errors).std(2)
     # 200 000 draws: 0.2 %.
     torch.testing.assert_close(relative_sd(moved, root @ root.mT), empirical, rtol=0.02, atol=0)
+    assert (relative_sd(1000 * moved, root @ root.mT) == 1).all()

@@ -99,8 +99,10 @@ def test_the_level_of_noise_is_what_the_images_leave(basis: Tensor, interleaf: T
     scan, kspace, *_ = second_scan(basis, interleaf, held=False)
     noisy = scan.measured(0.7, seed=3)
     kspace.bins.copy_(noisy.bins)
-    # I K C S = 168 numbers.
-    assert scan.noise_sd() == pytest.approx(0.7, rel=0.2)
+    # Of 7 sample positions the quietest, with 24 numbers each.
+    assert 0.35 < scan.noise_sd() < 0.8
+    kspace.bins.mul_(100)  # the images explain nothing of it any more
+    assert scan.noise_sd() > 20
 
 
 def test_covariance_of_known_errors() -> None:

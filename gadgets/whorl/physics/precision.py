@@ -71,7 +71,7 @@ def sensitivity(
 
 
 def relative_sd(moved: Tensor, covariance: Tensor) -> Tensor:
-    """Standard deviations of log T1 and log T2, `(V, 2)`.
+    """Standard deviations of log T1 and log T2, `(V, 2)`; 1 at most: then the value is not determined.
 
     Parameters
     ----------
@@ -80,4 +80,4 @@ def relative_sd(moved: Tensor, covariance: Tensor) -> Tensor:
     covariance
         `(V, J, J)` of the coefficients' errors, in their unit squared.
     """
-    return ((moved @ covariance) * moved).sum(2).clamp_min(0).sqrt()
+    return ((moved @ covariance) * moved).sum(2).clamp(0, 1).sqrt()

@@ -25,8 +25,8 @@ from whorl.kspace.coils import smooth
 from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
 
-#: Width of the neighbourhood of a pixel, in pixels, over which errors are averaged. A wider one is less noisy,
-#: but blurs what differs at the border of tissues: of a noisy brain 1.5 to 2.5 are about as good.
+#: Width of the neighbourhood of a pixel, in pixels, over which errors are averaged. A wider one is less
+#: noisy, but blurs what differs at the border of tissues: of a noisy brain 1.5 to 2.5 are about as good.
 _SIGMA = 2.0
 
 
@@ -78,14 +78,21 @@ class SecondScan:
         return replace(self._kspace, bins=bins, held=held)
 
     def noise_sd(self) -> float:
-        """Standard deviation of a complex sample that explains what the images leave of the scan.
+        """Standard deviation of a complex sample's noise, for scans without noise readouts.
 
-        For scans without noise readouts; errors of the images count as noise.
+        Where there is least signal, far from the centre of k-space, or where the images leave least of it.
         """
-        left = float((self._kspace.bins - self._bins).abs().square().sum())
-        C, S = self._bins.shape[2:]
-        n = float(self._kspace.gram.diagonal(dim1=1, dim2=2).real.sum()) * C * S
-        return (left / n) ** 0.5 if n > 0 else 0.0
+        left = self._kspace.bins - self._bins
+        return min(least_level(self._kspace.bins, self._kspace.gram), least_level(left, self._kspace.gram))
+
+
+def least_level(bins: Tensor, gram: Tensor) -> float:
+    """Root mean square of the samples of folded readouts `(I, K, C, S)`, of the quietest tenth of the sample
+    positions."""
+    C, S = bins.shape[2:]
+    readouts = float(gram.diagonal(dim1=1, dim2=2).real.sum()) * C
+    power = bins.abs().square().sum((0, 1, 2)) / max(readouts, 1e-30)  # (S,)
+    return float(power.sort().values[: max(1, S // 10)].mean().sqrt())
 
 
 def folded_noise(gram: Tensor, n_coils: int, n_samples: int, sd: float, generator: torch.Generator) -> Tensor:
