@@ -59,14 +59,14 @@ class NoisyScan:
             float(np.abs(r.data).max()) for r in self._readouts if not r.flags & Flag.IS_NOISE_MEASUREMENT
         )
         covariance = self.truth.parameters["noise_covariance"]
-        self._mixing = np.linalg.cholesky(covariance) * noise * largest  # (C, C)
+        self.mixing = np.linalg.cholesky(covariance) * noise * largest  # (C, C)
 
     def readouts(self, realisation: int) -> Iterator[Readout]:
         """The readouts with noise."""
         rng = np.random.default_rng([realisation, 17])
         for readout in self._readouts:
             white = rng.standard_normal((2, *readout.data.shape)) / np.sqrt(2)
-            noise = (self._mixing @ (white[0] + 1j * white[1])).astype(np.complex64)
+            noise = (self.mixing @ (white[0] + 1j * white[1])).astype(np.complex64)
             yield Readout(readout.head, readout.trajectory, readout.data + noise)
 
 
