@@ -471,11 +471,12 @@ class Settings:
         return factors
 
     def changed(self) -> dict[str, Any]:
-        """Settings that are not the default, files by their name alone."""
+        """Settings of the result that are not the default, files by their name alone."""
         values = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if value != f.default:
+            of_machine = f.metadata["local"] and not f.metadata["changes_maps"]
+            if value != f.default and not of_machine:
                 is_file = f.metadata["local"] and isinstance(value, str)
                 values[f.name] = PurePath(value).name if is_file else value
         return values

@@ -383,7 +383,8 @@ class _Scan:
                 _logger.exception("the order of the interleaves could not be judged")
                 return False
             if order.biased and self._order is None:
-                self._report.say("WRN", order.warning())
+                # No warning: the INR and LLR correct for it, and the images are flagged.
+                self._report.say("DBG", order.warning())
             self._order = encoding, order.biased
         return self._order[1]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Letters of one text; operators read sentences.
 MAX_TEXT = 4000
 #: DBG texts that are sent to one receiver; all of them are said to the operator.
-MAX_DEBUG_TEXTS = 40
+MAX_DEBUG_TEXTS = 400
 
 Say = Callable[[str, str], None]
 
