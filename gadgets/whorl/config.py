@@ -470,6 +470,11 @@ class Settings:
             )
         return factors
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether there is something to be made beside the maps."""
+        return self.rgb or self.uncertainty or self.subspace_images or self.fit_frames > 0
+
     def changed(self) -> dict[str, Any]:
         """Settings of the result that are not the default, files by their name alone."""
         values = {}

@@ -129,7 +129,8 @@ class _Scan:
         self._deadlines: deque[Deadline] = deque(maxlen=_HANDED_OVER)  # of the latest slices
         self._order: tuple[Encoding, bool] | None = None
         self._delivered = 0
-        self._jobs: list[Future[None]] = []  # those that may not be done yet
+        self._jobs: list[Future[bool]] = []  # those that may not be done yet
+        self._further: deque[Future[None]] = deque()  # what is made beside the maps of slices
         self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
         # What they log is of this scan too.
@@ -205,13 +206,21 @@ class _Scan:
             self._deadlines.append(deadline)
         job = self._worker.submit(self._reconstruct, part, buffer, arrived, deadline)
         handed_over = self._handed_over  # not self: the job would keep the scan, and the scan the job
-        job.add_done_callback(lambda _: handed_over.release())
+
+        def done(job: Future[bool]) -> None:
+            if job.cancelled() or not job.result():
+                handed_over.release()
+
+        job.add_done_callback(done)
         self._jobs = [*(other for other in self._jobs if not other.done()), job]
 
     def _reconstruct(
         self, part: Part, buffer: SliceBuffer, arrived: float, deadline: Deadline | None
-    ) -> None:
-        """Reconstruct and send one slice; what goes wrong stays with this slice."""
+    ) -> bool:
+        """Reconstruct and send one slice; what goes wrong stays with this slice.
+
+        Gives whether there is more to be made of it, which waits until slices that are complete are sent.
+        """
         try:
             assert self._dictionary is not None
             assert self._protocol is not None
@@ -292,11 +301,16 @@ class _Scan:
                 self._report.note(f"{part}: {note}")
             times = ", ".join(f"{name} {value:.2f} s" for name, value in result.seconds.items())
             self._report.say("DBG", f"{part} sent: {result.method}, {result.status}; {times}")
-            self._send_more(part, result, head, provenance, deadline)
+            if not settings.wants_more:
+                return False
+            more = partial(self._send_more, part, result, head, provenance, deadline)
+            self._further.append(self._worker.submit(more))
+            return True
         except Exception as error:
             if not isinstance(error, ScanError):
                 _logger.exception("%s failed", part)
             self._report.fail(f"{part} failed: {str(error) or type(error).__name__}")
+        return False
 
     def _send_all(self, images: list[ismrmrd.Image]) -> None:
         for image in images:
@@ -312,6 +326,19 @@ class _Scan:
         deadline: Deadline | None,
     ) -> None:
         """What was asked for beside the maps; if it cannot be made that is said, and costs no map."""
+        try:
+            self._make_more(part, result, head, provenance, deadline)
+        finally:
+            self._handed_over.release()
+
+    def _make_more(
+        self,
+        part: Part,
+        result: SliceResult,
+        head: np.void,
+        provenance: Provenance,
+        deadline: Deadline | None,
+    ) -> None:
         settings, images, inside = self._settings, self._images, result.inside
         found = inside is not None
 
@@ -344,13 +371,14 @@ class _Scan:
             if not is_wanted:
                 continue
             try:
-                made = make()
+                self._send_all(make())
+            except ConnectionError as error:
+                self._report.fail(f"{part}: {name} were not taken: {error}")
+                return
             except Exception as error:
                 if not isinstance(error, ImportError | TimeoutError):
                     _logger.exception("%s: no %s", part, name)
-                self._report.note(f"{part}: no {name}: {error or type(error).__name__}")
-                continue
-            self._send_all(made)
+                self._report.note(f"{part}: no {name}: {str(error) or type(error).__name__}")
 
     def _provenance(
         self, method: str, status: str, notes: Iterable[str], seconds: dict[str, float]
@@ -402,8 +430,7 @@ class _Scan:
         if self._settings.scan_deadline_s:
             self._deadline.bring_forward(time.monotonic() + self._settings.scan_deadline_s)
         self.collector.finish(ended_early)
-        for job in self._jobs:
-            job.result()
+        self._wait()
         for reason in HARMLESS:
             if count := self.tally.pop(reason, 0):
                 text = f"{count} readout{'s' if count > 1 else ''} {reason}, which changes nothing"
@@ -416,13 +443,19 @@ class _Scan:
             self._report.fail(ended_early)
         return self._outcome()
 
+    def _wait(self) -> None:
+        """Until everything that is under way is sent."""
+        for job in self._jobs:
+            job.result()
+        while self._further:
+            self._further.popleft().result()
+
     def _outcome(self) -> Outcome:
         return Outcome(self._delivered, tuple(self._report.failures), tuple(self._report.notes))
 
     def stop(self, why: str) -> Outcome | None:
         """Nothing more can be made; what is under way is not lost by it. ``None`` if there is nothing."""
-        for job in self._jobs:
-            job.result()
+        self._wait()
         if not self._delivered:
             return None
         lost = ", ".join(sorted({str(part.slice_number) for part in self.collector.open_parts}))

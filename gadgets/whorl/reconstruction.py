@@ -269,9 +269,11 @@ def reconstruct_slice(
     result.diagnostics = estimate.diagnostics
     sd = None if noise_sd is None else noise_sd / scale
 
+    method = result.method  # not the result, which would keep itself
+
     @cache
     def errors(until: Deadline | None) -> Tensor:
-        return repeated_errors(inputs, estimate, mask, sd, result.method, until)
+        return repeated_errors(inputs, estimate, mask, sd, method, until)
 
     def deviations(
         until: Deadline | None, *, noise_only: bool = False

@@ -25,7 +25,9 @@ from whorl.doors.server import Server
 from whorl.doors.transport import Channel
 from whorl.scan.integrity import kept
 
-FAST = {"method": "lowrank"}
+#: With series of every type of pixels.
+FAST = {"method": "lowrank", "rgb": "true", "subspace_images": "true", "uncertainty": "true"}
+OPTIONS = [word for name, value in FAST.items() for word in ("-p", f"{name}={value}")]
 WAIT_S = 60.0
 
 
@@ -91,9 +93,11 @@ def server(spool: Path) -> Iterator[Server]:
 def reference(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> list[ismrmrd.Image]:
     """The images of the file, reconstructed in a process that reads it."""
     path = tmp_path_factory.mktemp("reference") / "maps.h5"
-    assert run_whorl("replay", tiny_scan, "-o", path, "-p", "method=lowrank").returncode == 0
+    assert run_whorl("replay", tiny_scan, "-o", path, *OPTIONS).returncode == 0
     images = files.read_images(path)
-    assert [image.meta["GADGETRON_DataRole"] for image in images] == ["T1", "T2", "M0", "QUALITY"]
+    roles = [image.meta["GADGETRON_DataRole"] for image in images]
+    assert roles[:8] == ["T1", "T2", "M0", "QUALITY", "T1_SD", "T2_SD", "T1_RGB", "T2_RGB"]
+    assert set(roles[8:]) == {"SUBSPACE"}
     assert all(image.data.any() for image in images)
     return images
 
@@ -121,7 +125,7 @@ def through_execute(server: Server, scan: Path) -> list[ismrmrd.Image]:
 
 
 def through_pipes(server: Server, scan: Path) -> list[ismrmrd.Image]:
-    done = run_whorl("stream", "-p", "method=lowrank", stdin=version_1(scan))
+    done = run_whorl("stream", *OPTIONS, stdin=version_1(scan))
     assert done.returncode == 0, done.stderr
     return of_stream(done.stdout)
 
@@ -129,7 +133,7 @@ def through_pipes(server: Server, scan: Path) -> list[ismrmrd.Image]:
 def through_a_stream_in_a_file(server: Server, scan: Path) -> list[ismrmrd.Image]:
     recorded, maps = scan.with_name("recorded.mrd"), scan.with_name("recorded_maps.h5")
     recorded.write_bytes(version_1(scan))
-    done = run_whorl("replay", recorded, "-o", maps, "-p", "method=lowrank")
+    done = run_whorl("replay", recorded, "-o", maps, *OPTIONS)
     assert done.returncode == 0, done.stderr
     return files.read_images(maps)
 
@@ -168,8 +172,11 @@ def assert_the_same_in_version_2(raw: bytes, expected: list[ismrmrd.Image], sent
     with mrd.BinaryMrdReader(io.BytesIO(raw)) as reader:
         assert reader.read_header() == header
         items = list(reader.read_data())
-    assert all(isinstance(item, mrd.StreamItem.ImageUint16) for item in items)
-    for image, other in zip((item.value for item in items), expected, strict=True):
+    items.sort(key=lambda item: item.value.head.image_series_index)
+    kinds = {"uint16": mrd.StreamItem.ImageUint16, "complex64": mrd.StreamItem.ImageComplexFloat}
+    for item, other in zip(items, expected, strict=True):
+        assert isinstance(item, kinds[other.data.dtype.name])
+        image = item.value
         _, pixels, meta = content(other)
         assert image.data.tobytes() == pixels
         texts = {name: [str(value.value) for value in values] for name, values in image.meta.items()}
@@ -188,7 +195,8 @@ def assert_the_same_in_version_2(raw: bytes, expected: list[ismrmrd.Image], sent
             (image.head.field_of_view, v1.field_of_view),
         ):
             np.testing.assert_array_equal(ours, np.array(theirs, np.float32))
-        assert image.head.image_type == mrd.ImageType.MAGNITUDE
+        is_complex = other.data.dtype == np.complex64
+        assert image.head.image_type == (mrd.ImageType.COMPLEX if is_complex else mrd.ImageType.MAGNITUDE)
         assert (image.head.image_index, image.head.image_series_index) == (
             v1.image_index,
             v1.image_series_index,
@@ -196,7 +204,7 @@ def assert_the_same_in_version_2(raw: bytes, expected: list[ismrmrd.Image], sent
 
 
 def test_version_2_through_pipes(tiny_scan: Path, reference: list[ismrmrd.Image]) -> None:
-    done = run_whorl("stream", "-p", "method=lowrank", stdin=stream_of(tiny_scan))
+    done = run_whorl("stream", *OPTIONS, stdin=stream_of(tiny_scan))
     assert done.returncode == 0, done.stderr
     assert_the_same_in_version_2(done.stdout, reference, stream_of(tiny_scan))
 

@@ -84,7 +84,7 @@ def test_image_round_trip(pair, dtype: type, ny: int, nx: int) -> None:
 
 def test_an_image_of_another_type_is_not_sent(pair) -> None:
     _, sender, _ = pair
-    with pytest.raises(wire.ProtocolError, match="expected uint16 or float32"):
+    with pytest.raises(wire.ProtocolError, match="expected uint16, float32 or complex64"):
         wire.write_image(sender, make_image(np.int16, 4, 4))
 
 

@@ -306,8 +306,8 @@ def read_images(path: str | os.PathLike[str]) -> list[ismrmrd.Image]:
                 for header, attributes, pixels in rows:
                     image = ismrmrd.Image(header, attributes)
                     if pixels.dtype.names:  # complex numbers are pairs in HDF5
-                        real, imaginary = pixels.dtype.names
-                        pixels = pixels[real] + 1j * pixels[imaginary]
+                        kind = np.complex64 if pixels.dtype.itemsize == 8 else np.complex128
+                        pixels = np.ascontiguousarray(pixels).view(kind)
                     image.data[...] = pixels
                     images.append(image)
     if not images:

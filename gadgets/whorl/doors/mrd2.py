@@ -496,13 +496,20 @@ class Writer:
         Raises
         ------
         ProtocolError
-            If the pixels are not uint16 or float32.
+            If the pixels are not uint16, float32 or complex64.
         """
         package, pixels = self._package, np.ascontiguousarray(image.data)  # (C, Z, Y, X)
-        kinds = {"uint16": package.StreamItem.ImageUint16, "float32": package.StreamItem.ImageFloat}
+        items = package.StreamItem
+        kinds = {
+            "uint16": items.ImageUint16,
+            "float32": items.ImageFloat,
+            "complex64": items.ImageComplexFloat,
+        }
         kind = kinds.get(pixels.dtype.name)
         if kind is None:
-            raise ProtocolError(f"an image has pixels of type {pixels.dtype}: expected uint16 or float32")
+            raise ProtocolError(
+                f"an image has pixels of type {pixels.dtype}: expected uint16, float32 or complex64"
+            )
         meta = {name: self._meta_values(value) for name, value in image.meta.items()}
         item = io.BytesIO()
         out = package._binary.CodedOutputStream(item)
@@ -528,7 +535,10 @@ class Writer:
         lists = ("physiology_time_stamp", "user_int", "user_float")
         return package.ImageHeader(
             flags=package.ImageFlags(head.flags),
-            image_type=package.ImageType(head.image_type),
+            # Version 2 has no type for colours: three channels of magnitudes.
+            image_type=package.ImageType(
+                ismrmrd.IMTYPE_MAGNITUDE if head.image_type == ismrmrd.IMTYPE_RGB else head.image_type
+            ),
             image_index=head.image_index,
             image_series_index=head.image_series_index,
             **{name: getattr(head, name) for name in counters.split()},

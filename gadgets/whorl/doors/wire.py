@@ -332,10 +332,13 @@ def write_image(channel: Channel, image: ismrmrd.Image) -> None:
     Raises
     ------
     ProtocolError
-        If the pixels are not uint16 or float32: Gadgetron and scanners fail on several other types.
+        If the pixels are not uint16, float32 or complex64: Gadgetron and scanners fail on several other
+        types.
     """
-    if image.data_type not in (ismrmrd.DATATYPE_USHORT, ismrmrd.DATATYPE_FLOAT):
-        raise ProtocolError(f"an image has pixels of type {image.data.dtype}: expected uint16 or float32")
+    if image.data_type not in (ismrmrd.DATATYPE_USHORT, ismrmrd.DATATYPE_FLOAT, ismrmrd.DATATYPE_CXFLOAT):
+        raise ProtocolError(
+            f"an image has pixels of type {image.data.dtype}: expected uint16, float32 or complex64"
+        )
     parts = [_UINT16.pack(IMAGE)]
     image.serialize_into(lambda part: parts.append(bytes(part)))
     channel.write(*parts)
