@@ -536,7 +536,7 @@ def test_each_argument_is_used(tmp_path: Path, plain: Path, change: str, value: 
     [
         ({"timepoints": 0}, "timepoints is 0"),
         ({"timepoints": 70000}, "timepoints is 70000"),
-        ({"phantom": "leg"}, 'phantom is "leg": expected "nist", "brain" or "texture"'),
+        ({"phantom": "leg"}, 'phantom is "leg": expected "nist", "brain", "texture" or "letters"'),
         ({"order": "random"}, 'order is "random"'),
         ({"plate": "pd"}, 'plate is "pd"'),
         ({"slices": 4}, "slices is 4"),
