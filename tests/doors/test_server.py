@@ -197,7 +197,7 @@ def test_other_messages_are_counted_in_one_warning(serve) -> None:
 
 def test_few_debug_texts_reach_the_operator_but_all_warnings(serve) -> None:
     def talk(header: bytes, readouts: Any, settings: Any, send_image: Any, log: Any) -> Counted:
-        for n in range(200):
+        for n in range(MAX_DEBUG_TEXTS + 50):
             log("DBG", f"debug {n}")
         for n in range(60):
             log("WRN", f"warning {n}")
