@@ -8,7 +8,15 @@ from dataclasses import fields
 
 import pytest
 
-from whorl.config import Settings, SettingsError, describe, properties_from_json, properties_from_xml
+from whorl.config import (
+    Settings,
+    SettingsError,
+    describe,
+    id_of,
+    properties_from_environment,
+    properties_from_json,
+    properties_from_xml,
+)
 
 _NEW = '<property name="{name}" value="{value}"/>'
 _OLD = "<property><name>{name}</name><value>{value}</value></property>"
@@ -352,3 +360,22 @@ def test_the_region_of_interest() -> None:
     assert Settings().region_of_interest() == (0, 1, 0, 1)
     settings = Settings.from_properties({"compression": "rovir", "rovir_region": "0.1, .9 0.2,1"})
     assert settings.region_of_interest() == (0.1, 0.9, 0.2, 1)
+
+
+def test_json_names_may_lack_their_underscores() -> None:
+    found = properties_from_json(
+        '{"parameters": {"scandeadlines": 5, "outputDtype": "float32", "method": "llr"}}'
+    )
+    assert found == {"scan_deadline_s": 5, "output_dtype": "float32", "method": "llr"}
+
+
+def test_no_two_properties_have_the_same_id():
+    names = [f.name for f in fields(Settings)]
+    assert len({id_of(name) for name in names}) == len(names)
+
+
+def test_the_environment_sets_properties_and_nothing_else():
+    found = properties_from_environment(
+        {"WHORL_PROPERTY_CACHE_DIR": "/x", "WHORL_PORT": "tcp://1", "PATH": "/"}
+    )
+    assert found == {"cache_dir": "/x"}

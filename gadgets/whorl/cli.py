@@ -18,7 +18,13 @@ from typing import Any
 import click
 
 from whorl import __version__
-from whorl.config import Settings, SettingsError, describe, properties_from_xml
+from whorl.config import (
+    Settings,
+    SettingsError,
+    describe,
+    properties_from_environment,
+    properties_from_xml,
+)
 from whorl.scan.failure import ScanError
 
 
@@ -52,6 +58,11 @@ def main(verbose: bool, log_format: str) -> None:
 
 
 def _properties(config: Path | None, assignments: tuple[str, ...]) -> dict[str, object]:
+    """Properties of the environment, overridden by a configuration file, and that by ``name=value`` texts."""
+    return {**properties_from_environment(), **_given(config, assignments)}
+
+
+def _given(config: Path | None, assignments: tuple[str, ...]) -> dict[str, object]:
     """Properties of a configuration file, overridden by ``name=value`` texts."""
     properties: dict[str, object] = dict(properties_from_xml(config.read_bytes())) if config else {}
     for assignment in assignments:
@@ -75,7 +86,7 @@ _assign = click.option(
 )
 
 
-@main.command()
+@main.command(context_settings={"auto_envvar_prefix": "WHORL_SERVE"})
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=9002, type=click.IntRange(0, 65535), help="TCP port; 0 for a free one.")
 @_config
@@ -92,7 +103,11 @@ def serve(
     grace: float,
     log_patient: bool,
 ) -> None:
-    """Serve MRD streams: clients, FIRE, and Gadgetron's <connect>."""
+    """Serve MRD streams: clients, FIRE, and Gadgetron's <connect>.
+
+    Options may stand in the environment as WHORL_SERVE_PORT, WHORL_SERVE_CONFIG, WHORL_SERVE_MAX_SCANS ...,
+    properties as WHORL_PROPERTY_METHOD ... A configuration file counts more than they do, -p more than both.
+    """
     from whorl.doors.server import Server
 
     logging.getLogger("whorl").setLevel(min(logging.INFO, logging.getLogger().level))
@@ -103,6 +118,19 @@ def serve(
         # Slices that nobody waits for any more would keep the process until they are ready.
         sys.stderr.flush()
         os._exit(1)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", help="Where the server is.")
+@click.option(
+    "--port", default=9002, type=click.IntRange(1, 65535), envvar="WHORL_SERVE_PORT", help="Its TCP port."
+)
+@click.option("--timeout", default=5.0, metavar="S", help="Longest time for its answer.")
+def ping(host: str, port: int, timeout: float) -> None:
+    """Ask a server whether it answers, by its own protocol; for health checks. Exit code 1 if it does not."""
+    from whorl.doors.client import ping as ask
+
+    click.echo(ask(host, port, timeout))
 
 
 @main.command()
@@ -163,7 +191,7 @@ def replay(
         host, colon, number = address.rpartition(":")
         if not colon or not number.isdigit() or int(number) > 65535:
             raise click.UsageError(f"--address {address}: expected HOST:PORT")
-        properties = _properties(None, assignments)
+        properties = _given(None, assignments)
         Settings.from_properties(properties)  # a mistake is one of usage, with or without a server
         text = config.read_bytes() if config else None
         with ResultFile(output, read_header(scan)) as result:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import typing
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -493,6 +494,9 @@ class Settings:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+#: `WHORL_PROPERTY_METHOD=lowrank` in the environment of a program is its default of `method`.
+_ENVIRONMENT = "WHORL_PROPERTY_"
+
 #: Properties of the machine that reconstructs: files and limits.
 LOCAL = frozenset(f.name for f in fields(Settings) if f.metadata["local"])
 
@@ -577,8 +581,29 @@ def properties_from_xml(text: str | bytes) -> dict[str, str]:
     return properties
 
 
+def properties_from_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The properties that the environment sets, as containers are configured.
+
+    Parameters
+    ----------
+    environment
+        By default that of this process.
+    """
+    found = os.environ if environment is None else environment
+    return {
+        name.removeprefix(_ENVIRONMENT).lower(): value
+        for name, value in found.items()
+        if name.startswith(_ENVIRONMENT)
+    }
+
+
+def id_of(name: str) -> str:
+    """A property's name in letters and digits alone, as OpenRecon wants it: `scandeadlines`."""
+    return name.replace("_", "")
+
+
 def properties_from_json(text: str | bytes) -> dict[str, object]:
-    """The `parameters` object of a FIRE parameter text.
+    """The `parameters` object of a FIRE parameter text; names may lack their underscores, see `id_of`.
 
     Raises
     ------
@@ -593,7 +618,8 @@ def properties_from_json(text: str | bytes) -> dict[str, object]:
     parameters = document.get("parameters", {}) if isinstance(document, dict) else None
     if not isinstance(parameters, dict):
         raise SettingsError('the JSON parameters have no object "parameters"')
-    return parameters
+    names: dict[str, str] = {id_of(f.name): f.name for f in fields(Settings)}
+    return {names.get(str(name).lower(), str(name)): value for name, value in parameters.items()}
 
 
 def describe() -> str:

@@ -47,6 +47,7 @@ def reconstruct(connection: Any) -> None:
     SystemExit
         With code 1 or 3 if something was not delivered, after it was reported.
     """
+    from whorl.config import properties_from_environment
     from whorl.doors import session, wire
     from whorl.doors.opening import Opening
     from whorl.doors.receivers import Gadgetron
@@ -62,7 +63,7 @@ def reconstruct(connection: Any) -> None:
     opening = Opening("Gadgetron", header, config=config)
     # CLOSE is sent by the package when it leaves the connection.
     receiver = Gadgetron(channel, session.say_to_log, send_close=False)
-    operator = session.Operator(senders="local")
+    operator = session.Operator(properties_from_environment(), senders="local")
 
     def late(*arguments: Any) -> Any:
         # Imported within the scan, so that a broken installation is reported like any other failure.

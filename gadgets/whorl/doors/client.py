@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import ismrmrd
 
 from whorl.doors import files, wire
+from whorl.doors.opening import PING
 from whorl.doors.transport import Channel, StreamTimeout
 from whorl.scan.failure import EndOfStream, ScanError
 
@@ -46,6 +47,37 @@ class Received:
         said = any(text.startswith(("ERR", "WRN")) for text in self.texts)
         complete = all(image.meta.get("whorl_status") == "complete" for image in self.images)
         return 3 if said or self.problems or not complete else 0
+
+
+def ping(host: str = "127.0.0.1", port: int = 9002, timeout_s: float = 5.0) -> str:
+    """Ask a whorl server whether it answers, without a scan: what it says.
+
+    Raises
+    ------
+    ScanError
+        If nothing answers in time, it is not whorl, or it is being stopped.
+    """
+    with _connect(host, port, timeout_s) as connection:
+        channel, received = Channel(connection, timeout_s), Received()
+        try:
+            wire.write_config_name(channel, PING)
+            wire.write_close(channel)
+        except OSError as error:
+            received.problems.append(str(error))
+        _receive(channel, received, None, None)
+    said = "; ".join((*received.texts, *received.problems)) or "nothing"
+    if received.problems or not said.startswith("DBG whorl "):
+        raise ScanError(f"what listens at {host}:{port} does not answer as a whorl server: {said}")
+    return said.removeprefix("DBG ")
+
+
+def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), timeout=timeout_s)
+    except OSError as error:
+        raise ScanError(
+            f"no MRD server answers at {host}:{port} ({error}): start one with: whorl serve --port {port}"
+        ) from error
 
 
 def send_file(
@@ -90,12 +122,7 @@ def send_file(
     header = files.read_header(path)
     n_readouts = files.count_readouts(path)
     readouts = files.read_readouts(path)
-    try:
-        connection = socket.create_connection((host, port), timeout=30.0)
-    except OSError as error:
-        raise ScanError(
-            f"no MRD server answers at {host}:{port} ({error}): start one with: whorl serve --port {port}"
-        ) from error
+    connection = _connect(host, port, 30.0)
     received = Received()
     failures: list[Exception] = []
     with connection:

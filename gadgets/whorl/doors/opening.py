@@ -12,7 +12,10 @@ from whorl.doors.transport import Channel
 if TYPE_CHECKING:
     from whorl.doors import mrd2
 
-Dialect = Literal["Gadgetron", "MRD client", "MRD version 2"]
+Dialect = Literal["Gadgetron", "MRD client", "MRD version 2", "ping"]
+
+#: Who names this configuration and closes, without a header, asks whether a server answers.
+PING = "whorl_ping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ def read_opening(channel: Channel) -> Opening:
             name = message.name
         elif isinstance(message, wire.ConfigText) and config is None:
             config = message.text
+        elif isinstance(message, wire.Close) and name == PING:
+            return Opening("ping", b"", name)
         else:
             raise wire.ProtocolError(
                 f"{type(message).__name__.lower()} came before the header: "

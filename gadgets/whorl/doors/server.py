@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
+from whorl import __version__
 from whorl.doors import session, wire
 from whorl.doors.opening import Opening, read_opening
 from whorl.doors.receivers import MrdClient, Receiver
@@ -198,6 +199,9 @@ class Server:
             # Not kept: what never became a scan would drive scans out of the spool.
             session.refuse(channel, None, receiver, str(error))
             return
+        if opening.dialect == "ping":
+            self._answer_ping(link)
+            return
         receiver = session.receiver_of(channel, opening)
         with session.on_this_machine(channel, opening, self._operator, receiver):
             link.source, link.receiver = StreamSource(channel, opening), receiver
@@ -222,6 +226,20 @@ class Server:
                 self._slots.release()
         link.over = True
         channel.linger(session.LINGER_S)
+
+    def _answer_ping(self, link: _Link) -> None:
+        # Not by way of a scan: it takes no place, and drives none out of the spool.
+        event("ping", logging.DEBUG, peer=link.address)
+        with self._lock:
+            running = sum(other.source is not None and not other.over for other in self._links.values())
+        if self._stopping.is_set():
+            text = "ERR the server is being stopped"
+        else:
+            text = f"DBG whorl {__version__} answers: {running} of {self._max_scans} scans are being received"
+        link.over = True
+        wire.write_text(link.channel, text)
+        wire.write_close(link.channel)
+        link.channel.linger(1.0)
 
     def _run(self, link: _Link, opening: Opening, source: StreamSource, receiver: Receiver) -> None:
         started = time.monotonic()
