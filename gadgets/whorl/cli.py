@@ -179,14 +179,17 @@ def replay(
     properties that were recorded with a stream are used, unless -C gives others; a server is sent only those
     that are given here.
     """
-    from whorl.doors.files import ResultFile, read_header
-
     if output.resolve() == scan.resolve():
         raise click.UsageError(f"{output} is the scan itself: the images need a file of their own")
     if address is None:
-        delivered, code = _replay_here(scan, output, config, assignments)
+        from whorl.replaying import replay as run
+
+        properties = _properties(config, assignments)
+        Settings.from_properties(properties)
+        delivered, code = run(scan, output, properties, _say, recorded=config is None)
     else:
         from whorl.doors.client import send_file
+        from whorl.doors.files import ResultFile, read_header
 
         host, colon, number = address.rpartition(":")
         if not colon or not number.isdigit() or int(number) > 65535:
@@ -212,23 +215,6 @@ def replay(
     if code == 1:
         click.echo("whorl: nothing was delivered", err=True)
     sys.exit(code)
-
-
-def _replay_here(
-    scan: Path, output: Path, config: Path | None, assignments: tuple[str, ...]
-) -> tuple[int, int]:
-    """Images written, and the exit code."""
-    from whorl.doors import session
-    from whorl.doors.files import ResultFile, open_scan
-    from whorl.doors.receivers import File
-    from whorl.pipeline import reconstruct_scan
-
-    properties = _properties(config, assignments)
-    Settings.from_properties(properties)
-    operator = session.Operator(properties, "replaced" if config else "recorded")
-    with open_scan(scan) as source, ResultFile(output, source.opening.header.rstrip(b"\0")) as result:
-        code = session.run_scan(source, File(result, _say), operator, reconstruct_scan)
-        return result.n_images, code
 
 
 def _say(level: str, text: str) -> None:
@@ -582,6 +568,81 @@ def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> Non
         raise click.UsageError("the cache is off (cache_mb=0): there is nothing to clear")
     count, n_bytes = store.clear()
     click.echo(f"{count} dictionaries removed from {store.folder}, {n_bytes / (1 << 20):.1f} MiB")
+
+
+@main.command()
+@click.argument(
+    "inputs", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True, metavar="IN..."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the results; on a cluster one that all its machines share.",
+)
+@click.option(
+    "--cluster",
+    default="local",
+    metavar="local|slurm|ADDRESS",
+    help="This machine, SLURM, or a Dask scheduler (tcp://host:8786).",
+)
+@click.option(
+    "--workers",
+    default=0,
+    type=click.IntRange(0),
+    help="Scans at the same time; 0: one for each GPU of this machine, else for each two cores; 2 on SLURM.",
+)
+@click.option(
+    "--cores", default=0, type=click.IntRange(0), help="Of each worker; 0: all, shared out; 1 on SLURM."
+)
+@click.option("--memory", default="8GB", help="SLURM: of each worker.")
+@click.option("--gpus", default=0, type=click.IntRange(0), help="SLURM: of each worker.")
+@click.option("--partition", default="", help="SLURM: partition; by default as Dask's configuration says.")
+@click.option("--walltime", default="", metavar="HH:MM:SS", help="SLURM: of each job, which is then renewed.")
+@click.option("--sbatch", multiple=True, metavar="OPTION", help="SLURM: further option, as --account=mri.")
+@click.option("--interface", default="", help="SLURM: network interface of scheduler and workers, as ib0.")
+@click.option("--patience", default=3600.0, metavar="S", help="Give up if there is no worker for so long.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@_config
+@_assign
+def batch(
+    inputs: tuple[Path, ...],
+    output: Path,
+    cluster: str,
+    patience: float,
+    dry_run: bool,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    **resources: Any,
+) -> None:
+    """Reconstruct many scans: files, and all scans in folders (.h5, .hdf5, .mrd).
+
+    Each scan becomes NAME.h5 (maps) and NAME.json (what is known about them) in the folder of the results;
+    summary.csv and summary.html tell of them all. What is done already, with the same settings and whorl, is
+    not done again; what failed or was broken off is. Unless tuning_budget_s is set, the time that preset=auto
+    takes is not limited: the results do not depend on how busy a machine is.
+    """
+    try:
+        from whorl.cohort.batch import run
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[cluster]'") from error
+    properties = _properties(config, assignments)
+    Settings.from_properties(properties)
+    sys.exit(
+        run(
+            inputs,
+            output,
+            properties,
+            cluster,
+            resources,
+            recorded=config is None,
+            patience_s=patience,
+            dry_run=dry_run,
+            say=lambda text: click.echo(f"whorl: {text}", err=True),
+            show=click.echo,
+        )
+    )
 
 
 @main.command()

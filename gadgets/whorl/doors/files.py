@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -241,13 +242,12 @@ class ResultFile:
         self.n_images = 0
         self._header_xml = header_xml
         # In the same folder: a file is renamed in one step only within its file system.
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         self._lock = threading.Lock()
         self._dataset: ismrmrd.Dataset | None = None
 
     def __enter__(self) -> ResultFile:
         try:
-            self._part.unlink(missing_ok=True)
             self._dataset = ismrmrd.Dataset(str(self._part), "dataset", True)
         except OSError as error:
             raise ScanError(f"{self.path} cannot be written: {error}") from error
@@ -273,6 +273,18 @@ class ResultFile:
                 self._part.replace(self.path)
             else:
                 self._part.unlink(missing_ok=True)
+
+
+def is_result(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds images and no acquisitions, and so is no scan."""
+    try:
+        with Path(path).open("rb") as bare, h5py.File(bare, "r") as file:
+            groups = [item for item in file.values() if isinstance(item, h5py.Group)]
+            return not any("data" in group for group in groups) and any(
+                name.startswith("image_") for group in groups for name in group
+            )
+    except OSError:
+        return False
 
 
 def read_result_header(path: str | os.PathLike[str]) -> bytes:

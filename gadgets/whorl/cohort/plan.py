@@ -1,0 +1,147 @@
+"""What a cohort consists of, and which of its scans are still to be reconstructed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from whorl import __version__
+from whorl.config import Settings
+from whorl.doors.files import is_result
+from whorl.scan.failure import ScanError
+
+#: What is taken for a scan in a folder; a file that is named is one, whatever its name.
+SUFFIXES = (".h5", ".hdf5", ".mrd")
+#: Names of the cohort's own files in the folder of the results.
+SUMMARY = ("summary.csv", "summary.html")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One scan of a cohort.
+
+    Parameters
+    ----------
+    name
+        What it is called in the cohort: its path below the folder that was given, without suffix.
+    scan
+        Where it is.
+    result, record
+        Maps (MRD) and what is known about their making (JSON), both below the folder of the results.
+    key
+        Hash of the settings, of the files that they name, and of whorl's version.
+    why
+        Why it is to be reconstructed; empty if it is done.
+    """
+
+    name: str
+    scan: Path
+    result: Path
+    record: Path
+    key: str
+    why: str
+
+
+def find_scans(inputs: Iterable[Path], results: Path) -> dict[str, Path]:
+    """Scans by their names in the cohort: the files, and those in folders; results are none.
+
+    Raises
+    ------
+    ScanError
+        If there are none, or two would have one name.
+    """
+    inputs = list(inputs)
+    found: dict[str, Path] = {}
+    for given in inputs:
+        if given.is_dir():
+            paths = [
+                path
+                for path in sorted(given.rglob("*"))
+                if path.suffix.lower() in SUFFIXES
+                and path.is_file()
+                and not any(part.startswith(".") for part in path.relative_to(given).parts)
+                and not path.resolve().is_relative_to(results.resolve())
+                and not is_result(path)
+            ]
+            named = [(path.relative_to(given), path) for path in paths]
+        else:
+            named = [(Path(given.name), given)]
+        for relative, path in named:
+            name = relative.with_suffix("").as_posix()
+            other = found.setdefault(name, path)
+            if other.resolve() != path.resolve():
+                raise ScanError(
+                    f"two scans would be called {name}: {other} and {path}. Give the folder that holds both, "
+                    f"or rename one"
+                )
+    if not found:
+        places = ", ".join(str(given) for given in inputs)
+        raise ScanError(f"no scans in {places}: expected files ending in {', '.join(SUFFIXES)}")
+    return dict(sorted(found.items()))
+
+
+def key_of(settings: Settings) -> str:
+    """Hash of all that decides on a result beside the scan: settings, the files they name, the version."""
+    values: dict[str, Any] = asdict(settings)
+    for f in fields(settings):
+        if not f.metadata["local"]:
+            continue
+        if not f.metadata["changes_maps"]:
+            del values[f.name]
+        elif path := values[f.name]:
+            try:
+                values[f.name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            except OSError as error:
+                raise ScanError(f'property "{f.name}": {path} cannot be read: {error.strerror}') from error
+    text = json.dumps({"version": __version__, **values}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(scan: Path) -> dict[str, int]:
+    """What tells a changed scan from an unchanged one without reading it."""
+    found = scan.stat()
+    return {"size": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a scan; ``None`` if there is none, or it cannot be read."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def plan(scans: Mapping[str, Path], results: Path, key: str) -> list[Job]:
+    """The jobs of a cohort in the order of their names, those that are done included."""
+    jobs = []
+    for name, scan in scans.items():
+        # Not with_suffix: a name may have points of its own.
+        result, record = (results / f"{name}{suffix}" for suffix in (".h5", ".json"))
+        if result.resolve() == scan.resolve():
+            raise ScanError(f"{scan} lies where its own result would: give another folder for the results")
+        jobs.append(Job(name, scan, result, record, key, _why(scan, result, read_record(record), key)))
+    return jobs
+
+
+def _why(scan: Path, result: Path, record: Mapping[str, Any] | None, key: str) -> str:
+    if record is None:
+        return "new"
+    if record.get("state") == "failed":
+        return "failed before"
+    if not result.is_file():
+        return "its result is gone"
+    if record.get("fingerprint") != fingerprint(scan):
+        return "the scan has changed"
+    if record.get("key") != key:
+        return "made with other settings"
+    return ""
+
+
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that are still to be done."""
+    return [job for job in jobs if job.why]

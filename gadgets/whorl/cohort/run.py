@@ -1,0 +1,106 @@
+"""A cohort from its plan to its summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from distributed import Client, Future, wait
+
+from whorl.cohort.plan import Job, fingerprint
+from whorl.cohort.work import work, write_record
+
+Say = Callable[[str], None]
+#: Without any worker this is said so often.
+_REMINDER_S = 60.0
+_LOST = ("cancelled", "lost")
+
+
+class NoWorkersError(Exception):
+    """No worker has come for too long, or the scheduler is gone; the text says which."""
+
+
+def run(
+    client: Client,
+    jobs: Sequence[Job],
+    properties: Mapping[str, object],
+    *,
+    recorded: bool,
+    patience_s: float,
+    say: Say,
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Reconstruct scans on the workers; each with its record as soon as it is ready.
+
+    A scan whose worker dies is given to another one; if it takes that with it too it has failed.
+
+    Parameters
+    ----------
+    client
+        Of the workers, see `whorl.cohort.cluster.connect`.
+    jobs
+        What is to be done.
+    properties
+        Of the reconstruction, the same for all.
+    recorded
+        See `whorl.replaying.replay`.
+    patience_s
+        So long there may be no worker at all.
+    say
+        Takes a sentence for the user.
+
+    Raises
+    ------
+    NoWorkersError
+        If there was none for so long. What was ready before has been returned.
+    """
+    futures: dict[Future[Any], Job] = {
+        client.submit(
+            work, job, dict(properties), recorded, key=f"whorl-{job.name}-{job.key}", pure=False
+        ): job
+        for job in jobs
+    }
+    seen = said = time.monotonic()
+    while futures:
+        try:
+            done = wait(list(futures), timeout=1.0, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            done = {future for future in futures if future.status in _LOST}
+        for future in done:
+            job = futures.pop(future)
+            yield job, _record_of(future, job)
+        now = time.monotonic()
+        if client.status != "running":
+            raise NoWorkersError(f"the connection to the scheduler is {client.status}")
+        if done or client.scheduler_info(n_workers=-1)["workers"]:
+            seen = said = now
+        elif now - seen > patience_s:
+            raise NoWorkersError(f"no worker has come for {patience_s:.0f} s")
+        elif now - said > _REMINDER_S:
+            said = now
+            say(f"no worker for {now - seen:.0f} s; on SLURM, squeue says what the jobs wait for")
+
+
+def _record_of(future: Future[Any], job: Job) -> dict[str, Any]:
+    if future.status == "finished":
+        record: dict[str, Any] = future.result()
+        return record
+    if future.status in _LOST:
+        text = "the scheduler has lost it"
+    else:
+        error = future.exception()
+        text = f"{type(error).__name__}: {error}"
+        if type(error).__name__ == "KilledWorker":
+            text = "its workers died with it, the last one too: perhaps it needs more memory"
+    record = {
+        "scan": str(job.scan),
+        "fingerprint": fingerprint(job.scan) if job.scan.is_file() else {},
+        "key": job.key,
+        "state": "failed",
+        "exit_code": 1,
+        "images": 0,
+        "texts": [f"ERR {text}"],
+    }
+    job.result.unlink(missing_ok=True)
+    write_record(job.record, record)
+    return record
