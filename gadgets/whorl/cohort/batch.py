@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from whorl.cohort import summary
 from whorl.cohort.cluster import Resources, connect, local_workers
-from whorl.cohort.plan import find_scans, key_of, plan, read_record, unfinished
+from whorl.cohort.plan import Job, find_scans, key_of, plan, read_record, unfinished
 from whorl.cohort.run import NoWorkersError
 from whorl.cohort.run import run as run_jobs
 from whorl.config import LOCAL, Settings
@@ -77,7 +77,8 @@ def run(
     }
     settings = Settings.from_properties(properties)
     output = output.resolve()
-    jobs = plan(find_scans([path.resolve() for path in inputs], output), output, key_of(settings))
+    scans, key = find_scans([path.resolve() for path in inputs], output), key_of(settings)
+    jobs = plan(scans, output, key)
     waiting = unfinished(jobs)
     made_with = {name: value for name, value in settings.changed().items() if value != _UNHURRIED_S}
     if dry_run:
@@ -86,7 +87,7 @@ def run(
         show(f"{len(waiting)} of {len(jobs)} scans would be reconstructed, {_where(cluster, resources)}")
         show("settings: " + (", ".join(f"{k}={v}" for k, v in made_with.items()) or "default"))
         return 0
-    records = {job.name: record for job in jobs if not job.why and (record := read_record(job.record))}
+    records = _done(jobs)
     if not waiting:
         show(f"all {len(jobs)} scans are done already: nothing to do")
         return _exit_code(jobs, records)
@@ -115,11 +116,17 @@ def run(
         say(f"{error}; the same command goes on where it was")
     finally:
         signal.signal(signal.SIGTERM, before)
+        # What a worker had written when the stop came counts, told or not.
+        records = _done(plan(scans, output, key)) | records
         table = summary.rows(jobs, records)
         paths = summary.write(table, output, made_with)
     states = Counter(row["state"] for row in table)
     show(", ".join(f"{n} {state}" for state, n in states.most_common()) + f"; {paths[1]}")
     return _exit_code(jobs, records)
+
+
+def _done(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    return {job.name: record for job in jobs if not job.why and (record := read_record(job.record))}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

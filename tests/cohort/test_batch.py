@@ -1,0 +1,149 @@
+"""`whorl batch` with real worker processes on this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whorl.doors.files import read_images
+from whorl.replaying import replay
+
+_WAIT_S = 120
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "whorl", "batch", *map(str, arguments)]
+
+
+def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=_WAIT_S, check=False)
+
+
+def _pixels(path: Path) -> list[bytes]:
+    return [image.data.tobytes() for image in read_images(path)]
+
+
+def _states(folder: Path) -> dict[str, str]:
+    with (folder / "summary.csv").open(newline="") as file:
+        return {row["name"]: row["state"] for row in csv.DictReader(file)}
+
+
+def test_a_cohort_from_its_plan_to_its_second_call(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    planned = _run(cohort, "-o", out, "-p", "method=lowrank", "--dry-run")
+    assert planned.returncode == 0
+    assert "run   scan1  (new)" in planned.stdout
+    assert "3 of 3 scans" in planned.stdout
+    assert "method=lowrank" in planned.stdout
+    assert not out.exists()
+
+    done = _run(cohort, "-o", out, "-p", "method=lowrank", "--workers", 2)
+    assert (done.returncode, done.stdout.split(";")[0]) == (0, "3 complete"), done.stderr
+    assert "[3/3]" in done.stderr
+    for number in range(3):
+        alone = tmp_path / "alone.h5"
+        replay(cohort / f"scan{number}.h5", alone, {"method": "lowrank"}, lambda *_: None)
+        assert _pixels(out / f"scan{number}.h5") == _pixels(alone)
+        record = json.loads((out / f"scan{number}.json").read_text())
+        t1 = next(image for image in read_images(alone) if image.image_series_index == 1).data
+        assert record["t1_median"] == pytest.approx(np.median(t1[t1 > 0]))
+    page = (out / "summary.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert 'href="scan2.h5"' in page
+    assert not list(out.rglob("*.part"))
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = _run(cohort, "-o", out, "-p", "method=lowrank")
+    assert (again.returncode, again.stdout) == (0, "all 3 scans are done already: nothing to do\n")
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_a_scan_that_fails_costs_no_other_and_leaves_no_old_maps(cohort: Path, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(cohort, scans)
+    assert _run(scans, "-o", out, "-p", "method=lowrank").returncode == 0
+    (scans / "scan1.h5").write_bytes(b"no scan any more")
+    done = _run(scans, "-o", out, "-p", "method=lowrank")
+    assert done.returncode == 3
+    assert _states(out) == {"scan0": "complete", "scan1": "failed", "scan2": "complete"}
+    assert not (out / "scan1.h5").exists()
+    assert "cannot be read as an MRD file" in (out / "summary.html").read_text()
+    # What failed is tried again, and only that.
+    planned = _run(scans, "-o", out, "-p", "method=lowrank", "--dry-run")
+    assert "run   scan1  (failed before)" in planned.stdout
+    assert "1 of 3 scans" in planned.stdout
+
+
+def test_who_is_stopped_goes_on_where_it_was(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (cohort, "-o", out, "-p", "method=lowrank", "--workers", 1)
+    with subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + _WAIT_S
+        while not list(out.glob("*.json")):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=_WAIT_S)
+    assert b"goes on where it was" in stderr
+    assert process.returncode == 3
+    assert b"not finished" in stdout
+    assert "not finished" in _states(out).values()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("scan*.h5")}
+    assert done
+    assert _run(*arguments).returncode == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in done.items())
+    assert set(_states(out).values()) == {"complete"}
+
+
+def test_a_worker_that_dies_is_replaced_and_its_scan_made_again(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        _command(cohort, "-o", out, "-p", "preset=normal", "--workers", 1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        end = time.monotonic() + _WAIT_S
+        while not (made := list(out.glob(".scan*.part"))):  # a scan is under way
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.01)
+        holder = [pid for pid in _descendants(process.pid) if _holds(pid, made[0])]
+        os.kill(holder[0], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=_WAIT_S)
+    assert process.returncode in (0, 3), stderr
+    assert "failed" not in _states(out).values()
+    assert len(list(out.glob("scan*.h5"))) == 3
+    assert not list(out.glob(".*.part"))
+
+
+def test_workers_that_cannot_be_had_are_an_error(cohort: Path, tmp_path: Path) -> None:
+    done = _run(cohort, "-o", tmp_path, "--cluster", "nonsense")
+    assert done.returncode == 1
+    assert "no Dask scheduler answers at nonsense" in done.stderr
+    assert _run(cohort, "-o", tmp_path, "-p", "metod=llr").returncode == 2
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def _holds(pid: int, path: Path) -> bool:
+    # realpath says nothing of a descriptor that was closed meanwhile.
+    return any(os.path.realpath(d) == str(path) for d in Path(f"/proc/{pid}/fd").iterdir())
