@@ -212,3 +212,51 @@ def test_work_that_hangs_does_not_keep_the_process() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=FAR_LESS_S, check=True
     )
     assert done.stdout == "late\n"
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits of the INR fail."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise FloatingPointError("it came to nothing")
+
+    monkeypatch.setattr(whorl.reconstruction, "fit_inr", fail)
+
+
+@pytest.mark.parametrize("settings", [{}, {"deadline_s": FAR_LESS_S}, {"uncertainty": "true"}])
+def test_llr_may_stand_in_for_a_fit_that_fails(scan: Scan, failing: None, settings: dict[str, object]) -> None:
+    quick = {"llr_iterations": 4}
+    llr = scan.copy().run(method="llr", **quick, **settings)
+    result = scan.run(method="inr", fallback="llr", **quick, **settings)
+    assert result.outcome.exit_code == 3
+    assert len(result.images) == len(llr.images)
+    for role in QUANTITIES:
+        image = result.of(role)
+        assert (image.meta["whorl_method"], image.meta["whorl_status"]) == ("llr", "fallback")
+        assert "LLR maps instead of the INR: it came to nothing" in image.meta["whorl_notes"]
+    assert_close(result, llr)
+
+
+def test_where_both_fail_low_rank_maps_are_sent(
+    scan: Scan, untouched: Result, failing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(whorl.reconstruction.methods, "llr", fail)
+    result = scan.run(method="inr", fallback="llr")
+    for role in QUANTITIES:
+        image = result.of(role)
+        assert (image.meta["whorl_method"], image.meta["whorl_status"]) == ("lowrank", "fallback")
+        np.testing.assert_array_equal(image.data, untouched.of(role).data)
+    assert "LLR maps instead of the INR" in image.meta["whorl_notes"]
+    assert "low-rank maps instead of the LLR: no room" in image.meta["whorl_notes"]
+
+
+def test_past_a_deadline_nothing_stands_in_but_what_is_ready(
+    scan: Scan, untouched: Result, hanging: threading.Event
+) -> None:
+    result = scan.run(method="inr", fallback="llr", deadline_s=1.0)
+    hanging.set()
+    are_low_rank(result, untouched)

@@ -67,6 +67,11 @@ class Settings:
         "ready; 0: none",
         low=0,
     )
+    fallback: Literal["lowrank", "llr"] = _setting(
+        "lowrank",
+        "what is sent of a slice whose INR fails: low-rank maps; or those of the LLR, and low-rank ones if "
+        "it fails too. Past a deadline always low-rank ones, which are ready",
+    )
     preview: bool = _setting(
         False,
         "low-rank maps of each slice at once, as series of their own (11 to 15), before its maps",

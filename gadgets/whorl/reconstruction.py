@@ -44,6 +44,8 @@ from whorl.scan.failure import ScanError
 
 _logger = logging.getLogger("whorl")
 
+_NAMES = {"inr": "INR", "llr": "LLR", "lowrank": "low-rank"}
+
 #: Share of the object in which B1 may be taken from the nearest place where it was measured.
 _GUESSED_B1 = 0.05
 #: Coefficients of which the coil maps are made; weaker ones add noise.
@@ -222,8 +224,8 @@ def reconstruct_slice(
     def plain() -> _Found:
         return matched(partial(_plain_images, inputs), finite=False)
 
-    def asked() -> _Found:
-        return matched(partial(_images, inputs, deadline, told), finite=True)
+    def by(these: _Inputs) -> _Found:
+        return matched(partial(_images, these, deadline, told), finite=True)
 
     done = (0, 0)
 
@@ -237,27 +239,42 @@ def reconstruct_slice(
     if settings.method == "lowrank":
         found = plain()
     else:
-        name = {"inr": "INR", "llr": "LLR"}[settings.method]
         if deadline is not None or on_lowrank is not None:
             ready = plain()
             result.seconds["lowrank"] = sum(ready.seconds.values())
             if on_lowrank is not None:
                 on_lowrank(ready.maps)
-        try:
-            if deadline is not None:
-                deadline.check(f"the {name} had not begun")
-            found = asked() if deadline is None else in_time(asked, deadline, "whorl-fit")
-        except Exception as error:
-            # Whatever it was: maps that are late or wrong help nobody at the console; these are ready.
-            late = isinstance(error, DeadlinePassed)
-            why = str(error) or type(error).__name__
-            if late and "not begun" not in why:
-                where = f"iteration {done[0]} of {done[1]}" if done[1] else "its start"
-                why = f"it was at {where} when its time was over"
-            _logger.warning("the %s was given up: %s", name, why, exc_info=None if late else error)
-            result.remark("fallback", f"low-rank maps instead of the {name}: {why}")
+        tries = [inputs]
+        if settings.method == "inr" and settings.fallback == "llr":
+            # The LLR has nothing to choose: readouts that were kept aside for that are its own as well.
+            tries.append(
+                replace(inputs, kspace=replace(kspace, held=None), settings=replace(settings, method="llr"))
+            )
+        made: _Found | None = None
+        while made is None and tries:
+            inputs = tries.pop(0)
+            result.method, done = inputs.settings.method, (0, 0)
+            name = _NAMES[result.method]
+            try:
+                if deadline is not None:
+                    deadline.check(f"the {name} had not begun")
+                asked = partial(by, inputs)
+                made = asked() if deadline is None else in_time(asked, deadline, "whorl-fit")
+            except Exception as error:
+                # Whatever it was: maps that are late or wrong help nobody at the console; others are ready.
+                late = isinstance(error, DeadlinePassed)
+                why = str(error) or type(error).__name__
+                if late and "not begun" not in why:
+                    where = f"iteration {done[0]} of {done[1]}" if done[1] else "its start"
+                    why = f"it was at {where} when its time was over"
+                if late:
+                    tries.clear()
+                instead = _NAMES[tries[0].settings.method if tries else "lowrank"]
+                _logger.warning("the %s was given up: %s", name, why, exc_info=None if late else error)
+                result.remark("fallback", f"{instead} maps instead of the {name}: {why}")
+        if made is None:
             result.method = "lowrank"
-            found = ready or plain()
+        found = made or ready or plain()
     if not bool(found.mask.any()):
         result.remark("degraded", "no object stands out of the slice, its maps are zero")
         return result

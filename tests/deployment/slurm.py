@@ -54,7 +54,10 @@ def own_slurm() -> Iterator[dict[str, str]]:
     found = {program: shutil.which(program, path=places) for program in programs}
     missing = [program for program, path in found.items() if path is None]
     assert not missing, f"{missing} missing: apt-get install slurmctld slurmd slurm-client munge"
-    with tempfile.TemporaryDirectory(prefix="whorl-slurm-", ignore_cleanup_errors=True) as name, ExitStack() as s:
+    with (
+        tempfile.TemporaryDirectory(prefix="whorl-slurm-", ignore_cleanup_errors=True) as name,
+        ExitStack() as s,
+    ):
         folder = Path(name)
         (folder / "state").mkdir()
         key = folder / "munge.key"
@@ -115,4 +118,6 @@ def _no_jobs(environment: dict[str, str]) -> None:
 
 def _free_ports(n: int) -> list[int]:
     with ExitStack() as stack:
-        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)]
+        return [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(n)
+        ]

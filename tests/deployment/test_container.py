@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -48,8 +46,6 @@ def image(engine: Engine, index: str) -> str:
 
 @pytest.fixture
 def port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
@@ -164,12 +160,16 @@ def test_wrong_setting_stops_the_container_with_its_reason(engine: Engine, image
 def test_gadgetron_image_starts_the_external(engine: Engine, index: str, tiny_scan: Path) -> None:
     """Its install steps, in the plain base; Gadgetron's part is played from outside."""
     engine.build(
-        "Dockerfile.gadgetron", "whorl-gadgetron", BASE=BASE, TORCH_INDEX=index, GADGETRON_HOME="/opt/gadgetron"
+        "Dockerfile.gadgetron",
+        "whorl-gadgetron",
+        BASE=BASE,
+        TORCH_INDEX=index,
+        GADGETRON_HOME="/opt/gadgetron",
     )
-    listed = engine.docker("run", "--rm", "whorl-gadgetron", "ls", "-L", "/opt/gadgetron/share/gadgetron/config")
+    listed = engine.docker(
+        "run", "--rm", "whorl-gadgetron", "ls", "-L", "/opt/gadgetron/share/gadgetron/config"
+    )
     assert set(listed.split()) == {path.name for path in (ROOT / "config_xml").glob("*.xml")}
-    import socket
-
     node, configuration = external("whorl", {"method": "lowrank"})
     execute = node.find("execute")
     assert execute is not None
@@ -182,7 +182,9 @@ def test_gadgetron_image_starts_the_external(engine: Engine, index: str, tiny_sc
             with connection:
                 header = scan.opening.header.rstrip(b"\0")
                 said = talk(connection, configuration, header, scan, close=True, wait_s=60)
-            assert (said.ended, said.errors, len(said.images)) == ("close", [], 4), engine.docker("logs", container)
+            assert (said.ended, said.errors, len(said.images)) == ("close", [], 4), engine.docker(
+                "logs", container
+            )
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gadgetron"])
@@ -225,4 +227,4 @@ def test_kubernetes_manifest_is_valid() -> None:
     said = output_of(
         Path(sys.executable).with_name("kubernetes-validate"), "--strict", ROOT / "docker/kubernetes.yaml"
     )
-    assert said.count("INFO") == 3 or "passed" in said, said
+    assert said.count("passed for resource") == 3, said

@@ -67,9 +67,7 @@ def test_a_killed_job_costs_nothing(slurm: dict[str, str], scans: Path, tmp_path
             ["squeue", "--noheader", "--states=RUNNING", "--format=%i"],
             capture_output=True, text=True, env=slurm, timeout=60, check=True,
         ).stdout.split()  # fmt: skip
-        subprocess.run(
-            ["scancel", "--signal=KILL", "--full", jobs[0]], env=slurm, timeout=60, check=True
-        )
+        subprocess.run(["scancel", "--signal=KILL", "--full", jobs[0]], env=slurm, timeout=60, check=True)
         stdout, stderr = process.communicate(timeout=_WAIT_S)
     assert process.returncode in (0, 3), (stdout, stderr)
     assert len(list(out.glob("s*.json"))) == _N, stderr
@@ -79,7 +77,10 @@ def test_a_killed_job_costs_nothing(slurm: dict[str, str], scans: Path, tmp_path
 
     serial.mkdir()
     subprocess.run(
-        [sys.executable, "-c", _SERIAL, scans, serial], env=os.environ | ENVIRONMENT, timeout=_WAIT_S, check=True
+        [sys.executable, "-c", _SERIAL, scans, serial],
+        env=os.environ | ENVIRONMENT,
+        timeout=_WAIT_S,
+        check=True,
     )
     for scan in sorted(scans.glob("*.h5")):
         ours, alone = (
