@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers gpu-check clean
+.PHONY: demo test system-test peers gpu-check clean
 
 demo: .venv/installed
 	$(BIN)/whorl demo
@@ -12,6 +12,11 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# The image in a Docker engine, a cohort on SLURM: both started by the tests, as root on Debian, with its packages
+# docker.io, debootstrap, iptables, slurmctld, slurmd, slurm-client and munge.
+system-test: .venv/installed
+	$(BIN)/pytest -m system tests/deployment
 
 # Cross-checks with two independent programs. MRpro is installed without what it depends on: its torchvision
 # would replace PyTorch, and is needed for nothing here.

@@ -225,7 +225,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"deadline_s": FAR_LESS_S}, {"uncertainty": "true"}])
-def test_llr_may_stand_in_for_a_fit_that_fails(scan: Scan, failing: None, settings: dict[str, object]) -> None:
+def test_llr_may_stand_in_for_a_fit_that_fails(
+    scan: Scan, failing: None, settings: dict[str, object]
+) -> None:
     quick = {"llr_iterations": 4}
     llr = scan.copy().run(method="llr", **quick, **settings)
     result = scan.run(method="inr", fallback="llr", **quick, **settings)

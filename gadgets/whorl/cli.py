@@ -645,6 +645,67 @@ def batch(
     )
 
 
+@main.group()
+def openrecon() -> None:
+    """Offer whorl on a scanner with Siemens' OpenRecon."""
+
+
+@openrecon.command("package")
+@click.option("--vendor", required=True, help="Your institution: letters, digits, hyphens.")
+@click.option("--name", default="whorl", help="Of the application: letters and digits.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
+)
+@click.option("--image", default="whorl", help="Image that Dockerfile has made.")
+@click.option(
+    "--no-image", is_flag=True, help="Write metadata, label and documentation alone; needs no Docker."
+)
+@click.option("--version", default=__version__, help="Of the application: three numbers.")
+@click.option(
+    "--address", default="", help="Yours, by default the vendor; for the card and the documentation."
+)
+@click.option("--made-in", default="unknown", help="Country.")
+@click.option("--gpu", is_flag=True, help="It may use a GPU: the image is one for CUDA 11.8.")
+@click.option("--memory", "memory_mb", default=8000, type=click.IntRange(1), help="MB that are kept for it.")
+@click.option("--gpu-memory", "gpu_memory_mb", default=8000, type=click.IntRange(1), help="MB, with --gpu.")
+@click.option("--cores", default=2, type=click.IntRange(1), help="CPU cores that are kept for it.")
+@_config
+@_assign
+def package_openrecon(
+    output: Path,
+    image: str,
+    no_image: bool,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    **application: Any,
+) -> None:
+    """Make the package that OpenRecon installs: OpenRecon_VENDOR_NAME_VVERSION.zip.
+
+    Beside it lie the metadata (.json), the label made of them (.label) and the documentation (.pdf).
+    Properties (-C, -p) are put into the package as its defaults, with the files that they name; what stands
+    on the card at the console counts more.
+    """
+    try:
+        import fpdf  # noqa: F401
+        import jsonschema  # noqa: F401
+        import markdown_it  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException(f"{error}: pip install 'whorl-mrf[openrecon]'") from error
+    from whorl.openrecon.metadata import Application
+    from whorl.openrecon.package import make
+
+    paths = make(
+        Application(**{**application, "address": application["address"] or application["vendor"]}),
+        _given(config, assignments),
+        "" if no_image else image,
+        output,
+        lambda text: click.echo(f"whorl: {text}", err=True),
+    )
+    for path in paths:
+        click.echo(path)
+
+
 @main.command()
 @click.argument("result", type=_existing)
 @click.option("--to", "kind", type=click.Choice(["dicom", "nifti", "bids"]), required=True, help="Format.")

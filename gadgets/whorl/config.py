@@ -500,7 +500,7 @@ class Settings:
 
 
 #: `WHORL_PROPERTY_METHOD=lowrank` in the environment of a program is its default of `method`.
-_ENVIRONMENT = "WHORL_PROPERTY_"
+ENVIRONMENT = "WHORL_PROPERTY_"
 
 #: Properties of the machine that reconstructs: files and limits.
 LOCAL = frozenset(f.name for f in fields(Settings) if f.metadata["local"])
@@ -596,9 +596,9 @@ def properties_from_environment(environment: Mapping[str, str] | None = None) ->
     """
     found = os.environ if environment is None else environment
     return {
-        name.removeprefix(_ENVIRONMENT).lower(): value
+        name.removeprefix(ENVIRONMENT).lower(): value
         for name, value in found.items()
-        if name.startswith(_ENVIRONMENT)
+        if name.startswith(ENVIRONMENT)
     }
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doors.processes import wait_until
+from whorl.doors.client import ping
+from whorl.scan.failure import ScanError
 
 ROOT = Path(__file__).parents[2]
 #: Debian's: another client that comes first on PATH may be too old for the engine.
@@ -24,6 +26,15 @@ _BUILD_S = 900
 #: Of a site that has an index of packages of its own; neither stays in the image.
 _SECRETS = {"pipconf": Path("/etc/pip.conf"), "ca": Path("/etc/ssl/certs/ca-certificates.crt")}
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+def answers(port: int) -> bool:
+    """Whether a server on this machine answers a ping."""
+    try:
+        ping(port=port, timeout_s=10)
+    except ScanError:
+        return False
+    return True
 
 
 def output_of(*command: object, timeout_s: float = 120, **options: object) -> str:
@@ -50,7 +61,14 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "DOCKER_HOST": f"unix://{self.folder}/sock", "DOCKER_BUILDKIT": "1"}
+        # Programs that call docker shall find the same client.
+        path = os.pathsep.join((str(Path(DOCKER).parent), os.environ["PATH"]))
+        return {
+            **os.environ,
+            "PATH": path,
+            "DOCKER_HOST": f"unix://{self.folder}/sock",
+            "DOCKER_BUILDKIT": "1",
+        }
 
     def docker(self, *arguments: object, timeout_s: float = 120) -> str:
         return output_of(DOCKER, *arguments, timeout_s=timeout_s, env=self.environment)
@@ -92,7 +110,8 @@ def own_engine() -> Iterator[Engine]:
         process = subprocess.Popen(
             ["/usr/sbin/dockerd", f"--data-root={folder}/data", f"--exec-root={folder}/exec",
              f"--pidfile={folder}/pid", f"--host=unix://{folder}/sock", "--storage-driver=overlay2",
-             "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"],
+             "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
+             "--ip-masq=false"],
             stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -100,18 +119,18 @@ def own_engine() -> Iterator[Engine]:
             "/usr/sbin/debootstrap", "--variant=minbase", "bookworm", folder / "base", timeout_s=_BUILD_S
         )
 
-        def answers() -> bool:
+        def ready() -> bool:
             assert process.poll() is None, (folder / "log").read_text()[-4000:]
             with suppress(AssertionError):
                 engine.docker("version")
                 return True
             return False
 
-        wait_until(answers)
+        wait_until(ready)
         output_of(
             "sh", "-c",
-            f"tar -C {folder}/base --exclude='./var/cache/apt/archives/*.deb' --exclude='./var/lib/apt/lists/*' "
-            f"-c . | {DOCKER} import - {BASE}",
+            f"tar -C {folder}/base --exclude='./var/cache/apt/archives/*.deb' "
+            f"--exclude='./var/lib/apt/lists/*' -c . | {DOCKER} import - {BASE}",
             timeout_s=_BUILD_S, env=engine.environment,
         )  # fmt: skip
         yield engine
@@ -128,7 +147,8 @@ def torch_index() -> Iterator[str]:
         pins = (ROOT / "docker/constraints/cpu.txt").read_text().splitlines()
         torch = next(line for line in pins if line.startswith("torch=="))
         output_of(
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", f"{name}/cpu/torch", torch,
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+            "--dest", f"{name}/cpu/torch", torch,
             timeout_s=_BUILD_S,
         )  # fmt: skip
         with subprocess.Popen(

@@ -77,7 +77,8 @@ def own_slurm() -> Iterator[dict[str, str]]:
 
         start(
             "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.sock",
-            f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed",
+            f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
+            f"--seed-file={folder}/munge.seed",
         )  # fmt: skip
         wait_until((folder / "munge.sock").exists)
         start("slurmctld", "-D", "-c", "-f", str(configuration))

@@ -1,14 +1,18 @@
 """A server says that it answers, by its own protocol, and that costs nothing."""
 
 import socket
+import struct
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from whorl.doors import wire
 from whorl.doors.client import ping
+from whorl.doors.opening import PING
 from whorl.doors.server import Server
+from whorl.doors.transport import Channel
 from whorl.scan.failure import ScanError
 
 
@@ -52,3 +56,15 @@ def test_the_command_tells_by_its_exit_code(server):
     refused = run(port)
     assert refused.returncode == 1
     assert "no MRD server answers" in refused.stderr
+
+
+def test_who_does_not_wait_for_the_answer_is_no_error(server, caplog):
+    with caplog.at_level("INFO", "whorl"):
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                channel = Channel(connection, 20)
+                wire.write_config_name(channel, PING)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                wire.write_close(channel)
+        ping(port=server.port)
+    assert "error" not in caplog.text

@@ -237,9 +237,10 @@ class Server:
         else:
             text = f"DBG whorl {__version__} answers: {running} of {self._max_scans} scans are being received"
         link.over = True
-        wire.write_text(link.channel, text)
-        wire.write_close(link.channel)
-        link.channel.linger(1.0)
+        with suppress(OSError):  # who asked did not wait: nothing was lost
+            wire.write_text(link.channel, text)
+            wire.write_close(link.channel)
+            link.channel.linger(1.0)
 
     def _run(self, link: _Link, opening: Opening, source: StreamSource, receiver: Receiver) -> None:
         started = time.monotonic()

@@ -1,0 +1,1 @@
+"""The package by which Siemens' OpenRecon platform installs whorl on a scanner."""
