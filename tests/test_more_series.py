@@ -79,10 +79,10 @@ def test_without_the_colours_the_maps_come_and_it_is_said(
 ) -> None:
     from whorl.maps import images
 
-    images._colours.cache_clear()
+    images.colour_table.cache_clear()
     monkeypatch.setitem(sys.modules, "cmcrameri", None)
     result = scan.run(method="lowrank", rgb="true")
-    images._colours.cache_clear()
+    images.colour_table.cache_clear()
     assert result.slices() == [0]
     assert series(result, 21) == []
     assert any("no coloured maps" in note for note in result.outcome.notes)

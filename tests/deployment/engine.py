@@ -137,7 +137,10 @@ def own_engine() -> Iterator[Engine]:
     finally:
         process.terminate()
         process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in sorted((place for place in mounts if place.startswith(f"{folder}/")), reverse=True):
+            output_of("umount", place)
+        shutil.rmtree(folder)
 
 
 @contextmanager

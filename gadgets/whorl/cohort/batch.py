@@ -18,7 +18,7 @@ from whorl.cohort.plan import Job, find_scans, key_of, plan, read_record, unfini
 from whorl.cohort.run import NoWorkersError
 from whorl.cohort.run import run as run_jobs
 from whorl.config import LOCAL, Settings
-from whorl.maps.figures import check_installed
+from whorl.maps.images import colour_table
 
 #: Longer than any search of settings takes: results shall not depend on how busy a machine is.
 _UNHURRIED_S = 1e6
@@ -66,7 +66,7 @@ def run(
     ScanError
         If there are no scans, or the workers cannot be started.
     """
-    check_installed()
+    colour_table("lipari")  # what is missing shall not wait for the first scan
     properties = {"tuning_budget_s": _UNHURRIED_S, **properties}
     # A worker's current folder is another one.
     properties = {

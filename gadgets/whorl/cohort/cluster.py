@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin
 from whorl.cohort.work import prepare
 from whorl.scan.failure import ScanError
 
+#: What Dask puts into the environment of its workers, and here does not: memory that goes back to the system
+#: at once costs a reconstruction half its time again, and the threads are settled by `prepare`.
+_ENVIRON = "distributed.nanny.pre-spawn-environ"
+_UNSET = dict.fromkeys(
+    ("MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+)
 #: A scan that has taken so many workers with it is given up.
 _KILLED_WORKERS = 2
 
@@ -93,7 +100,8 @@ def connect(cluster: str, resources: Resources) -> Iterator[Client]:
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     logging.getLogger("dask_jobqueue").setLevel(logging.ERROR)
-    with dask.config.set({"distributed.scheduler.allowed-failures": _KILLED_WORKERS - 1}):
+    changed = {"distributed.scheduler.allowed-failures": _KILLED_WORKERS - 1, _ENVIRON: _UNSET}
+    with dask.config.set(changed):
         if cluster == "local":
             workers, cores, gpus = local_workers(resources)
             with (
@@ -166,6 +174,9 @@ def _slurm(resources: Resources) -> Iterator[Any]:
             log_directory=str(resources.logs),
             scheduler_options={"dashboard_address": None},
             worker_extra_args=["--no-dashboard"],
+            job_script_prologue=[
+                f"export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON={shlex.quote(repr(_UNSET))}"
+            ],
             job_extra_directives=directives,
             **{name: value for name, value in told.items() if value},
         ) as cluster:

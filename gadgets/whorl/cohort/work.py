@@ -141,11 +141,12 @@ def _thumbnail(image: NDArray[np.float32], role: str) -> str:
     """A map `(Y, X)` as a small PNG in base64."""
     from PIL import Image
 
-    from whorl.maps.figures import colours
+    from whorl.maps.images import colour_table
 
     step = max(1, -(-max(image.shape) // _THUMBNAIL))
     small = image[::step, ::step]
-    pixels = (255 * colours(role)(np.clip(small / _TOPS[role], 0, 1))[..., :3]).astype(np.uint8)
+    table = colour_table("lipari" if role == "T1" else "navia")
+    pixels = table[np.rint(255 * np.clip(small / _TOPS[role], 0, 1)).astype(np.int64)].astype(np.uint8)
     pixels[small <= 0] = 0
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)

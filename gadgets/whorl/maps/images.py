@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import ismrmrd
@@ -233,7 +235,7 @@ class ImageMaker:
             centre, width = _MAPS[name].window
             values: NDArray[np.float32] = getattr(maps, name)
             share = np.clip((values - centre) / width + 0.5, 0, 1)
-            table = _colours("lipari" if name == "t1_ms" else "navia")
+            table = colour_table("lipari" if name == "t1_ms" else "navia")
             pixels = table[np.rint(255 * share).astype(np.int64)]  # (Y, X, 3)
             pixels[values <= 0] = 0
             image = self._image(
@@ -417,10 +419,18 @@ def versions() -> str:
 
 
 @cache
-def _colours(name: str) -> NDArray[np.uint16]:
-    """A colour map of 256 entries, `(256, 3)`, 0 to 255."""
-    from cmcrameri import cm
+def colour_table(name: str) -> NDArray[np.uint16]:
+    """A colour map of cmcrameri with 256 entries, `(256, 3)`, 0 to 255.
 
-    colours = np.asarray(getattr(cm, name)(np.arange(256)))[:, :3]
+    Raises
+    ------
+    ImportError
+        If cmcrameri is not installed.
+    """
+    # Its tables alone: to import it takes Matplotlib with it, and half a second beside the scanner.
+    found = find_spec("cmcrameri")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'cmcrameri'", name="cmcrameri")
+    colours = np.loadtxt(Path(found.origin).with_name("cmaps") / f"{name}.txt")
     table: NDArray[np.uint16] = np.rint(255 * colours).astype(np.uint16)
     return table
