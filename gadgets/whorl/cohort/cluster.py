@@ -100,7 +100,12 @@ def connect(cluster: str, resources: Resources) -> Iterator[Client]:
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     logging.getLogger("dask_jobqueue").setLevel(logging.ERROR)
-    changed = {"distributed.scheduler.allowed-failures": _KILLED_WORKERS - 1, _ENVIRON: _UNSET}
+    changed = {
+        "distributed.scheduler.allowed-failures": _KILLED_WORKERS - 1,
+        _ENVIRON: _UNSET,
+        # A look at each worker's stack a hundred times a second, for a page that is not shown.
+        "distributed.worker.profile.enabled": False,
+    }
     with dask.config.set(changed):
         if cluster == "local":
             workers, cores, gpus = local_workers(resources)
@@ -175,7 +180,8 @@ def _slurm(resources: Resources) -> Iterator[Any]:
             scheduler_options={"dashboard_address": None},
             worker_extra_args=["--no-dashboard"],
             job_script_prologue=[
-                f"export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON={shlex.quote(repr(_UNSET))}"
+                f"export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON={shlex.quote(repr(_UNSET))}",
+                "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
             ],
             job_extra_directives=directives,
             **{name: value for name, value in told.items() if value},
