@@ -252,7 +252,7 @@ def test_where_both_fail_low_rank_maps_are_sent(
         image = result.of(role)
         assert (image.meta["whorl_method"], image.meta["whorl_status"]) == ("lowrank", "fallback")
         np.testing.assert_array_equal(image.data, untouched.of(role).data)
-    assert "LLR maps instead of the INR" in image.meta["whorl_notes"]
+    assert "low-rank maps instead of the INR: it came to nothing" in image.meta["whorl_notes"]
     assert "low-rank maps instead of the LLR: no room" in image.meta["whorl_notes"]
 
 

@@ -121,7 +121,7 @@ def serve(
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", help="Where the server is.")
+@click.option("--host", default="127.0.0.1", envvar="WHORL_SERVE_HOST", help="Where the server is.")
 @click.option(
     "--port", default=9002, type=click.IntRange(1, 65535), envvar="WHORL_SERVE_PORT", help="Its TCP port."
 )
@@ -130,7 +130,8 @@ def ping(host: str, port: int, timeout: float) -> None:
     """Ask a server whether it answers, by its own protocol; for health checks. Exit code 1 if it does not."""
     from whorl.doors.client import ping as ask
 
-    click.echo(ask(host, port, timeout))
+    # One that listens on all addresses is asked on this machine.
+    click.echo(ask({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout))
 
 
 @main.command()
@@ -602,7 +603,13 @@ def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> Non
 @click.option("--walltime", default="", metavar="HH:MM:SS", help="SLURM: of each job, which is then renewed.")
 @click.option("--sbatch", multiple=True, metavar="OPTION", help="SLURM: further option, as --account=mri.")
 @click.option("--interface", default="", help="SLURM: network interface of scheduler and workers, as ib0.")
-@click.option("--patience", default=3600.0, metavar="S", help="Give up if there is no worker for so long.")
+@click.option(
+    "--patience",
+    default=3600.0,
+    type=click.FloatRange(0),
+    metavar="S",
+    help="Give up if there is no worker for so long.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @_config
 @_assign

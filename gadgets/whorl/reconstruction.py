@@ -251,6 +251,7 @@ def reconstruct_slice(
                 replace(inputs, kspace=replace(kspace, held=None), settings=replace(settings, method="llr"))
             )
         made: _Found | None = None
+        given_up: list[tuple[str, str]] = []
         while made is None and tries:
             inputs = tries.pop(0)
             result.method, done = inputs.settings.method, (0, 0)
@@ -266,14 +267,16 @@ def reconstruct_slice(
                 why = str(error) or type(error).__name__
                 if late and "not begun" not in why:
                     where = f"iteration {done[0]} of {done[1]}" if done[1] else "its start"
-                    why = f"it was at {where} when its time was over"
+                    at = f"at {where}" if result.method == "inr" else "not ready"
+                    why = f"it was {at} when its time was over"
                 if late:
                     tries.clear()
-                instead = _NAMES[tries[0].settings.method if tries else "lowrank"]
                 _logger.warning("the %s was given up: %s", name, why, exc_info=None if late else error)
-                result.remark("fallback", f"{instead} maps instead of the {name}: {why}")
+                given_up.append((name, why))
         if made is None:
             result.method = "lowrank"
+        for name, why in given_up:
+            result.remark("fallback", f"{_NAMES[result.method]} maps instead of the {name}: {why}")
         found = made or ready or plain()
     if not bool(found.mask.any()):
         result.remark("degraded", "no object stands out of the slice, its maps are zero")

@@ -128,6 +128,43 @@ def test_a_worker_that_dies_is_replaced_and_its_scan_made_again(cohort: Path, tm
     assert not list(out.glob(".*.part"))
 
 
+def test_names_that_are_no_text_or_too_long_cost_no_other_scan(cohort: Path, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    latin = os.fsdecode(b"M\xfcller")
+    shutil.copy(cohort / "scan0.h5", scans / f"{latin}.h5")
+    shutil.copy(cohort / "scan0.h5", scans / f"{'a' * 240}.h5")
+    shutil.copy(cohort / "scan1.h5", scans / "z.h5")
+    done = _run(scans, "-o", out, "-p", "method=lowrank")
+    assert done.returncode == 3, done.stderr
+    assert (out / f"{latin}.h5").is_file()
+    assert _states(out) == {"M\\udcfcller": "complete", "a" * 240: "failed", "z": "complete"}
+    assert 'href="M%FCller.h5"' in (out / "summary.html").read_text()
+
+
+def test_two_batches_in_one_folder_are_refused(cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (cohort, "-o", out, "-p", "method=lowrank", "--workers", 1)
+    with subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + _WAIT_S
+        while not (out / ".lock").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.2)
+        second = _run(*arguments)
+        process.communicate(timeout=_WAIT_S)
+    assert second.returncode == 1
+    assert "another batch is at work" in second.stderr
+    assert process.returncode == 0
+    assert set(_states(out).values()) == {"complete"}
+
+
+def test_a_recorded_method_does_not_stand_for_one_that_is_set(cohort: Path, tmp_path: Path) -> None:
+    assert _run(cohort / "scan0.h5", "-o", tmp_path, "-p", "method=lowrank").returncode == 0
+    planned = _run(cohort / "scan0.h5", "-o", tmp_path, "-p", "method=inr", "--dry-run")
+    assert "1 of 1 scans" in planned.stdout
+
+
 def test_workers_that_cannot_be_had_are_an_error(cohort: Path, tmp_path: Path) -> None:
     done = _run(cohort, "-o", tmp_path, "--cluster", "nonsense")
     assert done.returncode == 1

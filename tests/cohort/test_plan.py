@@ -25,7 +25,7 @@ def test_scans_of_folders_keep_their_places(tmp_path: Path) -> None:
         _file(tmp_path / name)
     named = _file(tmp_path / "other.dat")
     found = find_scans([tmp_path / "study", named], tmp_path / "study/out")
-    assert list(found) == ["2", "a/1", "b/1", "other"]
+    assert list(found) == ["2", "a/1", "b/1", "other.dat"]
 
 
 def test_results_are_no_scans(tmp_path: Path) -> None:
@@ -34,6 +34,16 @@ def test_results_are_no_scans(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "maps.h5", "w") as file:
         file.create_group("dataset/image_1")
     assert list(find_scans([tmp_path], tmp_path / "out")) == ["scan"]
+
+
+@pytest.mark.parametrize("results", [".", "..", "new"])
+def test_scans_are_found_wherever_the_results_shall_lie(tmp_path: Path, results: str) -> None:
+    study = tmp_path / "study"
+    for name in ("a/sub.01.h5", "a/sub.02.h5"):
+        _file(study / name)
+    assert list(find_scans([study], study / results)) == ["a/sub.01", "a/sub.02"]
+    named = [_file(study / name) for name in ("sub.01", "sub.02")]
+    assert list(find_scans(named, study / results)) == ["sub.01", "sub.02"]
 
 
 def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -60,11 +70,14 @@ def test_why_a_scan_is_made_again(tmp_path: Path) -> None:
     job: Job = plan({"a.b": scan}, out, "k")[0]
     assert job.result.name == "a.b.h5"
     assert why() == "new"
-    record = {"state": "complete", "key": "k", "fingerprint": fingerprint(scan)}
+    record = {"state": "complete", "key": "k", "fingerprint": fingerprint(scan), "result_size": 4}
     _file(job.record, json.dumps(record).encode())
     assert why() == "its result is gone"
     _file(job.result)
     assert why() == ""
+    _file(job.result, b"sc")
+    assert why() == "its result has changed"
+    _file(job.result)
     assert why("other") == "made with other settings"
     os.utime(scan, ns=(1, 1))
     assert why() == "the scan has changed"
@@ -78,10 +91,13 @@ def test_the_key_follows_settings_and_the_content_of_files(tmp_path: Path) -> No
     train = _file(tmp_path / "train.csv", b"1,2,3")
 
     def key(**properties: object) -> str:
-        return key_of(Settings.from_properties(properties))
+        return key_of(Settings.from_properties(properties), properties, recorded=True)
 
     assert key() == key(spool="/somewhere", cache_mb=5)  # of the machine
     assert len({key(), key(method="llr"), key(rgb=True), key(sequence=str(train))}) == 4
+    # What is set counts more than what was recorded with a scan, even if it is the default.
+    assert key(method="inr") != key()
+    assert key_of(Settings(), (), recorded=False) != key()
     before = key(sequence=str(train))
     _file(train, b"1,2,4")
     assert key(sequence=str(train)) != before

@@ -142,6 +142,13 @@ def test_gadgetron_image_starts_the_external(engine: Engine, index: str, scan: S
         "/opt/gadgetron/share/gadgetron/config",
     )
     assert set(listed.split()) == {path.name for path in (ROOT / "config_xml").glob("*.xml")}
+    # Its entry point activates an environment, whose Python would come first.
+    activated = engine.docker(
+        "run", "--rm", "--network", "host", "whorl-gadgetron", "sh", "-c",
+        "PATH=/opt/gadgetron/bin:/usr/bin:/bin; . /opt/gadgetron/etc/conda/activate.d/zz_whorl.sh; "
+        "command -v python",
+    )  # fmt: skip
+    assert activated.strip() == "/opt/whorl/bin/python"
     node, configuration = external("whorl", {"method": "lowrank"})
     execute = node.find("execute")
     assert execute is not None

@@ -75,10 +75,32 @@ def test_every_choice_is_one(made: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "parameter", "left"),
+    [
+        (Settings(virtual_coils=6), "compression", {"svd", "rovir"}),
+        (Settings(coil_maps_file="maps.npy"), "coilmaps", {"walsh"}),
+        (Settings(b1_map="b1.npy"), "b1", {"nominal"}),
+        (Settings(rovir_region="0 1 0 1", compression="rovir"), "compression", {"rovir"}),
+    ],
+)
+def test_what_does_not_go_with_the_package_is_not_offered(
+    settings: Settings, parameter: str, left: set[str]
+) -> None:
+    (found,) = (p for p in metadata(_application(), settings)["parameters"] if p["id"] == parameter)
+    assert {value["id"] for value in found["values"]} == left
+
+
+def test_a_long_number_stays_what_it_is() -> None:
+    parameters = metadata(_application(), Settings(scan_deadline_s=1234567.5))["parameters"]
+    assert {p["id"]: p["default"] for p in parameters}["scandeadlines"] == "1234567.5"
+
+
+@pytest.mark.parametrize(
     ("changed", "place"),
     [
         ({"vendor": "Uni_Ulm"}, "general.vendor"),
         ({"vendor": ""}, "general.vendor"),
+        ({"vendor": "Uni-"}, "general.vendor"),
         ({"name": "whorl recon"}, "general.id"),
         ({"version": "1.2"}, "general.version"),
         ({"version": "1.2.3.dev1"}, "general.version"),

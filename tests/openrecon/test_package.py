@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pypdf
@@ -13,6 +16,7 @@ import pypdf
 import whorl
 from whorl.openrecon import manual
 from whorl.openrecon.metadata import LABEL
+from whorl.openrecon.package import classic
 
 
 def _package(*options: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -52,6 +56,31 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "wrong").exists()
     assert _package("--vendor", "Uni", "-o", tmp_path, "-p", "metod=llr", "--no-image").returncode == 2
     assert _package("-o", tmp_path, "--no-image").returncode == 2
+    gone = _package("--vendor", "Uni", "-o", tmp_path, "--no-image", "-p", "sequence=nonexistent.csv")
+    assert gone.returncode == 1
+    assert "there is no file nonexistent.csv" in gone.stderr
+
+
+def test_packed_layers_are_unpacked(tmp_path: Path) -> None:
+    """`docker save` of some engines packs them; the former layout has them plain."""
+    layer, config = b"layer " * 999, b'{"rootfs": {}}'
+    manifest = [{"Config": "blobs/sha256/c", "RepoTags": ["w:1"], "Layers": ["blobs/sha256/l"]}]
+    contents = {
+        "blobs/sha256/c": config,
+        "blobs/sha256/l": gzip.compress(layer),
+        "manifest.json": json.dumps(manifest).encode(),
+        "oci-layout": b"{}",
+    }
+    with tarfile.open(tmp_path / "saved.tar", "w") as saved:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            saved.addfile(entry, io.BytesIO(content))
+    with tarfile.open(classic(tmp_path / "saved.tar", tmp_path / "classic.tar")) as made:
+        assert sorted(made.getnames()) == ["c.json", "l/layer.tar", "manifest.json", "repositories"]
+        file = made.extractfile("l/layer.tar")
+        assert file is not None
+        assert file.read() == layer
 
 
 def test_the_documentation_quotes_what_whorl_says() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +22,9 @@ from whorl.cohort.run import NoWorkersError
 from whorl.cohort.run import run as run_jobs
 from whorl.config import LOCAL, Settings
 from whorl.maps.images import colour_table
+from whorl.scan.failure import ScanError
+
+logger = logging.getLogger("whorl")
 
 #: Longer than any search of settings takes: results shall not depend on how busy a machine is.
 _UNHURRIED_S = 1e6
@@ -77,21 +83,65 @@ def run(
     }
     settings = Settings.from_properties(properties)
     output = output.resolve()
-    scans, key = find_scans([path.resolve() for path in inputs], output), key_of(settings)
+    scans = find_scans([path.resolve() for path in inputs], output)
+    key = key_of(settings, properties, recorded=recorded)
+    if dry_run:
+        return _show_plan(plan(scans, output, key), settings, _where(cluster, resources), show)
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        return _run(
+            scans, output, key, properties, settings, cluster, resources,
+            recorded=recorded, patience_s=patience_s, say=say, show=show,
+        )  # fmt: skip
+
+
+def _show_plan(jobs: Sequence[Job], settings: Settings, where: str, show: Callable[[str], None]) -> int:
+    for job in jobs:
+        show(f"{'run ' if job.why else 'skip'}  {job.name}  ({job.why or 'done'})")
+    show(f"{len(unfinished(jobs))} of {len(jobs)} scans would be reconstructed, {where}")
+    show("settings: " + (", ".join(f"{k}={v}" for k, v in _made_with(settings).items()) or "default"))
+    return 0
+
+
+def _made_with(settings: Settings) -> dict[str, Any]:
+    return {name: value for name, value in settings.changed().items() if value != _UNHURRIED_S}
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the folder of the results: two batches in it would take each other's work for leftovers."""
+    with (output / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ScanError(
+                f"another batch is at work in {output}: wait for its end, or give another folder"
+            ) from error
+        except OSError as error:  # a file system without locks
+            logger.warning("%s cannot be locked (%s): do not start two batches in it", output, error)
+        yield
+
+
+def _run(
+    scans: Mapping[str, Path],
+    output: Path,
+    key: str,
+    properties: Mapping[str, object],
+    settings: Settings,
+    cluster: str,
+    resources: Mapping[str, Any],
+    *,
+    recorded: bool,
+    patience_s: float,
+    say: Callable[[str], None],
+    show: Callable[[str], None],
+) -> int:
     jobs = plan(scans, output, key)
     waiting = unfinished(jobs)
-    made_with = {name: value for name, value in settings.changed().items() if value != _UNHURRIED_S}
-    if dry_run:
-        for job in jobs:
-            show(f"{'run ' if job.why else 'skip'}  {job.name}  ({job.why or 'done'})")
-        show(f"{len(waiting)} of {len(jobs)} scans would be reconstructed, {_where(cluster, resources)}")
-        show("settings: " + (", ".join(f"{k}={v}" for k, v in made_with.items()) or "default"))
-        return 0
     records = _done(jobs)
     if not waiting:
         show(f"all {len(jobs)} scans are done already: nothing to do")
         return _exit_code(jobs, records)
-    output.mkdir(parents=True, exist_ok=True)
     told = Resources(**{**resources, "logs": output / ".logs"})
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -119,7 +169,7 @@ def run(
         # What a worker had written when the stop came counts, told or not.
         records = _done(plan(scans, output, key)) | records
         table = summary.rows(jobs, records)
-        paths = summary.write(table, output, made_with)
+        paths = summary.write(table, output, _made_with(settings))
     states = Counter(row["state"] for row in table)
     show(", ".join(f"{n} {state}" for state, n in states.most_common()) + f"; {paths[1]}")
     return _exit_code(jobs, records)

@@ -25,6 +25,8 @@ _ENVIRON = "distributed.nanny.pre-spawn-environ"
 _UNSET = dict.fromkeys(
     ("MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 )
+#: A scheduler listens for browsers in any case: here only, at a free port, and without pages.
+_NO_PAGES = "127.0.0.1:0"
 #: A scan that has taken so many workers with it is given up.
 _KILLED_WORKERS = 2
 
@@ -105,6 +107,9 @@ def connect(cluster: str, resources: Resources) -> Iterator[Client]:
         _ENVIRON: _UNSET,
         # A look at each worker's stack a hundred times a second, for a page that is not shown.
         "distributed.worker.profile.enabled": False,
+        # Their pages are open to whoever reaches them, and name the scans.
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
     }
     with dask.config.set(changed):
         if cluster == "local":
@@ -113,7 +118,7 @@ def connect(cluster: str, resources: Resources) -> Iterator[Client]:
                 LocalCluster(
                     n_workers=workers,
                     threads_per_worker=1,
-                    dashboard_address=None,
+                    dashboard_address=_NO_PAGES,
                     security=Security.temporary(),
                     silence_logs=logging.CRITICAL,
                 ) as started,
@@ -177,11 +182,12 @@ def _slurm(resources: Resources) -> Iterator[Any]:
             security=Security.temporary(),
             shared_temp_directory=str(resources.logs),
             log_directory=str(resources.logs),
-            scheduler_options={"dashboard_address": None},
+            scheduler_options={"dashboard_address": _NO_PAGES},
             worker_extra_args=["--no-dashboard"],
             job_script_prologue=[
                 f"export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON={shlex.quote(repr(_UNSET))}",
                 "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
+                "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
             ],
             job_extra_directives=directives,
             **{name: value for name, value in told.items() if value},

@@ -54,24 +54,27 @@ def find_scans(inputs: Iterable[Path], results: Path) -> dict[str, Path]:
     ScanError
         If there are none, or two would have one name.
     """
-    inputs = list(inputs)
+    inputs, results = list(inputs), results.resolve()
     found: dict[str, Path] = {}
     for given in inputs:
         if given.is_dir():
+            # Where the scans themselves lie below the folder of the results, that tells nothing.
+            apart = results != given.resolve() and results.is_relative_to(given.resolve())
             paths = [
                 path
                 for path in sorted(given.rglob("*"))
                 if path.suffix.lower() in SUFFIXES
                 and path.is_file()
                 and not any(part.startswith(".") for part in path.relative_to(given).parts)
-                and not path.resolve().is_relative_to(results.resolve())
+                and not (apart and path.resolve().is_relative_to(results))
                 and not is_result(path)
             ]
             named = [(path.relative_to(given), path) for path in paths]
         else:
             named = [(Path(given.name), given)]
         for relative, path in named:
-            name = relative.with_suffix("").as_posix()
+            known = relative.suffix.lower() in SUFFIXES  # sub.01 and sub.02 are two
+            name = (relative.with_suffix("") if known else relative).as_posix()
             other = found.setdefault(name, path)
             if other.resolve() != path.resolve():
                 raise ScanError(
@@ -84,8 +87,18 @@ def find_scans(inputs: Iterable[Path], results: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def key_of(settings: Settings) -> str:
-    """Hash of all that decides on a result beside the scan: settings, the files they name, the version."""
+def key_of(settings: Settings, given: Iterable[str], *, recorded: bool) -> str:
+    """Hash of all that decides on a result beside the scan: settings, the files they name, the version.
+
+    Parameters
+    ----------
+    settings
+        All of them.
+    given
+        Names of those that were set: they count more than what was recorded with a scan, defaults do not.
+    recorded
+        Whether what was recorded with a scan counts at all.
+    """
     values: dict[str, Any] = asdict(settings)
     for f in fields(settings):
         if not f.metadata["local"]:
@@ -97,7 +110,8 @@ def key_of(settings: Settings) -> str:
                 values[f.name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             except OSError as error:
                 raise ScanError(f'property "{f.name}": {path} cannot be read: {error.strerror}') from error
-    text = json.dumps({"version": __version__, **values}, sort_keys=True)
+    told = {"version": __version__, "given": sorted(set(given) & values.keys()), "recorded": recorded}
+    text = json.dumps({**told, **values}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -135,6 +149,8 @@ def _why(scan: Path, result: Path, record: Mapping[str, Any] | None, key: str) -
         return "failed before"
     if not result.is_file():
         return "its result is gone"
+    if result.stat().st_size != record.get("result_size"):
+        return "its result has changed"
     if record.get("fingerprint") != fingerprint(scan):
         return "the scan has changed"
     if record.get("key") != key:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from distributed import Client, Future, wait
+from distributed import CancelledError, Client, Future, wait
 
 from whorl.cohort.plan import Job, fingerprint
 from whorl.cohort.work import work, write_record
@@ -55,23 +57,22 @@ def run(
         If there was none for so long. What was ready before has been returned.
     """
     futures: dict[Future[Any], Job] = {
-        client.submit(
-            work, job, dict(properties), recorded, key=f"whorl-{job.name}-{job.key}", pure=False
-        ): job
+        client.submit(work, job, dict(properties), recorded, key=_key_of(job), pure=False): job
         for job in jobs
     }
     seen = said = time.monotonic()
     while futures:
         try:
             done = wait(list(futures), timeout=1.0, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
+        except (TimeoutError, CancelledError):
             done = {future for future in futures if future.status in _LOST}
+        if client.status != "running":
+            # What was not told yet is not lost for that: a record that was written counts.
+            raise NoWorkersError(f"the connection to the scheduler is {client.status}")
         for future in done:
             job = futures.pop(future)
             yield job, _record_of(future, job)
         now = time.monotonic()
-        if client.status != "running":
-            raise NoWorkersError(f"the connection to the scheduler is {client.status}")
         if done or client.scheduler_info(n_workers=-1)["workers"]:
             seen = said = now
         elif now - seen > patience_s:
@@ -81,10 +82,15 @@ def run(
             say(f"no worker for {now - seen:.0f} s; on SLURM, squeue says what the jobs wait for")
 
 
+def _key_of(job: Job) -> str:
+    # Not the name itself, which need not be text, and may be that of a patient.
+    return f"whorl-{hashlib.sha256(os.fsencode(job.name)).hexdigest()[:16]}-{job.key}"
+
+
 def _record_of(future: Future[Any], job: Job) -> dict[str, Any]:
     if future.status == "finished":
-        record: dict[str, Any] = future.result()
-        return record
+        made: dict[str, Any] = future.result()
+        return made
     if future.status in _LOST:
         text = "the scheduler has lost it"
     else:
@@ -92,15 +98,19 @@ def _record_of(future: Future[Any], job: Job) -> dict[str, Any]:
         text = f"{type(error).__name__}: {error}"
         if type(error).__name__ == "KilledWorker":
             text = "its workers died with it, the last one too: perhaps it needs more memory"
-    record = {
+    record: dict[str, Any] = {
         "scan": str(job.scan),
         "fingerprint": fingerprint(job.scan) if job.scan.is_file() else {},
         "key": job.key,
         "state": "failed",
         "exit_code": 1,
         "images": 0,
+        "result_size": 0,
         "texts": [f"ERR {text}"],
     }
-    job.result.unlink(missing_ok=True)
-    write_record(job.record, record)
+    try:
+        job.result.unlink(missing_ok=True)
+        write_record(job.record, record)
+    except OSError as problem:  # it shall not cost the others: the summary tells of it
+        record["texts"].append(f"ERR its record cannot be written: {problem}")
     return record

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from whorl import __version__
 from whorl.cohort.plan import SUMMARY, Job
@@ -39,7 +40,7 @@ def rows(jobs: Sequence[Job], records: Mapping[str, Mapping[str, Any]]) -> list[
     for job in jobs:
         record = records.get(job.name)
         row: dict[str, Any] = dict(record) if record is not None else {"state": NOT_FINISHED}
-        row |= {"name": job.name, "scan": str(job.scan)}
+        row |= {"name": job.name, "scan": str(job.scan), "link": quote(os.fsencode(f"{job.name}.h5"))}
         row |= {f"{q}_median_ms": row.get(f"{q}_median") for q in ("t1", "t2")}
         row["result"] = f"{job.name}.h5" if row["state"] not in ("failed", NOT_FINISHED) else ""
         row["texts"] = list(row.get("texts", ()))
@@ -68,7 +69,8 @@ def write(table: Sequence[Mapping[str, Any]], folder: Path, settings: Mapping[st
 
     paths = folder / SUMMARY[0], folder / SUMMARY[1]
     parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
-    with parts[0].open("w", newline="", encoding="utf-8") as file:
+    # Names of files need not be text.
+    with parts[0].open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for row in table:
@@ -81,7 +83,7 @@ def write(table: Sequence[Mapping[str, Any]], folder: Path, settings: Mapping[st
         version=__version__,
         moment=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    parts[1].write_text(page, encoding="utf-8")
+    parts[1].write_text(page, encoding="utf-8", errors="backslashreplace")
     for part, path in zip(parts, paths, strict=True):
         part.replace(path)
     return paths

@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,14 @@ def work(job: Job, properties: Mapping[str, object], recorded: bool) -> dict[str
     texts: list[str] = []
     n_images, code = 0, 1
     made: dict[str, Any] = {}
-    before = fingerprint(job.scan)
-    job.result.parent.mkdir(parents=True, exist_ok=True)
-    # Whoever is killed from here on leaves a scan without a record, which is made again.
-    job.record.unlink(missing_ok=True)
-    for left in job.result.parent.glob(f".{glob.escape(job.result.name)}.*.part"):
-        left.unlink(missing_ok=True)  # of a worker that was killed
+    before: dict[str, int] = {}
     try:
+        before = fingerprint(job.scan)
+        job.result.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever is killed from here on leaves a scan without a record, which is made again.
+        job.record.unlink(missing_ok=True)
+        for left in job.result.parent.glob(f".{glob.escape(job.result.name)}.*.part"):
+            left.unlink(missing_ok=True)  # of a worker that was killed
         from whorl.replaying import replay
 
         n_images, code = replay(
@@ -86,7 +88,8 @@ def work(job: Job, properties: Mapping[str, object], recorded: bool) -> dict[str
         texts.append(f"ERR internal error: {type(error).__name__}: {error}")
         code = 1
     if code == 1:
-        job.result.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that cannot be
+            job.result.unlink(missing_ok=True)
     state = "failed" if code == 1 else made["status"]
     if code == 3 and state == "complete":
         state = "degraded"  # something was said about it, or a slice is missing
@@ -98,6 +101,7 @@ def work(job: Job, properties: Mapping[str, object], recorded: bool) -> dict[str
         "state": state,
         "exit_code": code,
         "images": n_images,
+        "result_size": job.result.stat().st_size if code != 1 else 0,
         "texts": [text for text in texts if not text.startswith("DBG")],
         "seconds": round(time.monotonic() - began, 3),
         "worker": f"{socket.gethostname()}:{os.getpid()}",

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from whorl.config import Settings, id_of
+from whorl.config import Settings, SettingsError, id_of
 from whorl.scan.failure import ScanError
 
 #: Name of the label.
@@ -207,7 +207,8 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, (title, values) in _CHOICES.items():
         value = getattr(settings, name)
-        default = f"{value:g}" if isinstance(value, float) else str(value)
+        default = f"{value:.15g}" if isinstance(value, float) else str(value)
+        values = {key: said for key, said in values.items() if _is_possible(settings, name, key)}
         # A site's own value of a number stands among the others.
         named = (
             values
@@ -235,3 +236,12 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _is_possible(settings: Settings, name: str, choice: str) -> bool:
+    """Whether a choice goes together with what the package has set."""
+    try:
+        Settings.from_properties({**settings.changed(), name: choice})
+    except SettingsError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -19,6 +20,7 @@ from whorl.openrecon.metadata import LABEL, PORT, Application, label, metadata
 from whorl.scan.failure import ScanError
 
 _FILES = "/opt/whorl/site"
+_FOLDERS = ("spool", "cache_dir")
 _BLOCK = 1 << 20
 
 
@@ -55,6 +57,7 @@ def make(
         If the metadata are not as the platform wants them, or Docker does not do its part.
     """
     settings = Settings.from_properties(properties)
+    _files_of(properties)
     made = metadata(application, settings)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{application.stem}{suffix}" for suffix in (".json", ".label", ".pdf")]
@@ -141,14 +144,23 @@ def _build(
     files = context / "files"
     files.mkdir(parents=True)
     settings = dict(properties)
-    for name, value in properties.items():
-        given = Path(str(value))
-        if name in LOCAL and isinstance(value, str) and given.is_file():
-            shutil.copy(given, files / f"{name}{given.suffix}")
-            settings[name] = f"{_FILES}/{name}{given.suffix}"
+    for name, given in _files_of(properties).items():
+        shutil.copy(given, files / f"{name}{given.suffix}")
+        settings[name] = f"{_FILES}/{name}{given.suffix}"
     recipe = context / "Dockerfile"
     recipe.write_text(dockerfile(image, made, settings), encoding="utf-8")
     _docker("build", "--quiet", "--tag", tag, "--file", str(recipe), str(context))
+
+
+def _files_of(properties: Mapping[str, object]) -> dict[str, Path]:
+    """Files that properties name; folders are those of the container."""
+    found = {}
+    for name, value in properties.items():
+        if name in LOCAL and name not in _FOLDERS and value and isinstance(getattr(Settings(), name), str):
+            found[name] = Path(str(value))
+            if not found[name].is_file():
+                raise ScanError(f'property "{name}": there is no file {value}, which the package shall hold')
+    return found
 
 
 def _quoted(value: str) -> str:
@@ -188,6 +200,22 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _copy(archive: tarfile.TarFile, name: str, target: tarfile.TarFile, new_name: str) -> None:
+    """Copy a member, unpacked if it is packed: the former layout has plain layers."""
+    file = archive.extractfile(name)
+    assert file is not None
     entry = tarfile.TarInfo(new_name)
-    entry.size = archive.getmember(name).size
-    target.addfile(entry, archive.extractfile(name))
+    magic = file.read(4)
+    file.seek(0)
+    if magic == b"\x28\xb5\x2f\xfd":
+        raise ScanError(
+            "docker has saved layers packed by zstd: build whorl's image without that compression"
+        )
+    if magic[:2] != b"\x1f\x8b":
+        entry.size = archive.getmember(name).size
+        target.addfile(entry, file)
+        return
+    with gzip.open(file) as packed, tempfile.TemporaryFile(dir=Path(str(target.name)).parent) as plain:
+        shutil.copyfileobj(packed, plain, _BLOCK)
+        entry.size = plain.tell()
+        plain.seek(0)
+        target.addfile(entry, plain)
