@@ -119,6 +119,7 @@ def connect(cluster: str, resources: Resources) -> Iterator[Client]:
                     n_workers=workers,
                     threads_per_worker=1,
                     dashboard_address=_NO_PAGES,
+                    scheduler_kwargs={"dashboard": False},
                     security=Security.temporary(),
                     silence_logs=logging.CRITICAL,
                 ) as started,
@@ -182,7 +183,7 @@ def _slurm(resources: Resources) -> Iterator[Any]:
             security=Security.temporary(),
             shared_temp_directory=str(resources.logs),
             log_directory=str(resources.logs),
-            scheduler_options={"dashboard_address": _NO_PAGES},
+            scheduler_options={"dashboard_address": _NO_PAGES, "dashboard": False},
             worker_extra_args=["--no-dashboard"],
             job_script_prologue=[
                 f"export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON={shlex.quote(repr(_UNSET))}",
