@@ -10,9 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from whorl.doors.files import read_images
@@ -163,6 +167,41 @@ def test_a_recorded_method_does_not_stand_for_one_that_is_set(cohort: Path, tmp_
     assert _run(cohort / "scan0.h5", "-o", tmp_path, "-p", "method=lowrank").returncode == 0
     planned = _run(cohort / "scan0.h5", "-o", tmp_path, "-p", "method=inr", "--dry-run")
     assert "1 of 1 scans" in planned.stdout
+
+
+def test_no_page_tells_passers_by_of_the_scans(cohort: Path, tmp_path: Path) -> None:
+    """What it listens with answers no browser: pages of Dask are open, and name tasks and files."""
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        _command(cohort, "-o", out, "-p", "method=lowrank", "--workers", 1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        end = time.monotonic() + _WAIT_S
+        while not list(out.glob(".scan*.part")):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.01)
+        ports = {
+            connection.laddr
+            for pid in (process.pid, *_descendants(process.pid))
+            for connection in psutil.Process(pid).net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        }
+        answers = []
+        for address, port in ports:
+            assert address == "127.0.0.1"
+            for page in ("", "status", "info/main/workers.html"):
+                # 404, or no HTTP at all
+                with (
+                    suppress(OSError, HTTPException),
+                    urllib.request.urlopen(f"http://{address}:{port}/{page}", timeout=5) as answer,
+                ):
+                    answers.append((port, page, answer.status))
+        process.communicate(timeout=_WAIT_S)
+    assert ports
+    assert answers == []
+    assert process.returncode == 0
 
 
 def test_workers_that_cannot_be_had_are_an_error(cohort: Path, tmp_path: Path) -> None:
