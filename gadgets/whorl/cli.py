@@ -693,15 +693,10 @@ def package_openrecon(
     on the card at the console counts more.
     """
     try:
-        import fpdf  # noqa: F401
-        import jsonschema  # noqa: F401
-        import markdown_it  # noqa: F401
-        import matplotlib as mpl  # noqa: F401
+        from whorl.openrecon.metadata import Application
+        from whorl.openrecon.package import make
     except ImportError as error:
         raise click.ClickException(f"{error}: pip install 'whorl-mrf[openrecon]'") from error
-    from whorl.openrecon.metadata import Application
-    from whorl.openrecon.package import make
-
     paths = make(
         Application(**{**application, "address": application["address"] or application["vendor"]}),
         _given(config, assignments),

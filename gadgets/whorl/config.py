@@ -504,6 +504,9 @@ ENVIRONMENT = "WHORL_PROPERTY_"
 
 #: Properties of the machine that reconstructs: files and limits.
 LOCAL = frozenset(f.name for f in fields(Settings) if f.metadata["local"])
+#: Of these, paths of files and folders; and the files alone, on which the maps depend.
+PATHS = frozenset(f.name for f in fields(Settings) if f.name in LOCAL and isinstance(f.default, str))
+FILES = frozenset(f.name for f in fields(Settings) if f.name in PATHS and f.metadata["changes_maps"])
 
 #: What is read as true or false, in any case.
 _TRUTH = {

@@ -20,7 +20,7 @@ from whorl.cohort.cluster import Resources, connect, local_workers
 from whorl.cohort.plan import Job, find_scans, key_of, plan, read_record, unfinished
 from whorl.cohort.run import NoWorkersError
 from whorl.cohort.run import run as run_jobs
-from whorl.config import LOCAL, Settings
+from whorl.config import PATHS, Settings
 from whorl.maps.images import colour_table
 from whorl.scan.failure import ScanError
 
@@ -76,9 +76,7 @@ def run(
     properties = {"tuning_budget_s": _UNHURRIED_S, **properties}
     # A worker's current folder is another one.
     properties = {
-        name: str(Path(str(value)).resolve())
-        if name in LOCAL and value and isinstance(getattr(Settings(), name), str)
-        else value
+        name: str(Path(str(value)).resolve()) if name in PATHS and value else value
         for name, value in properties.items()
     }
     settings = Settings.from_properties(properties)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from whorl import __version__
-from whorl.config import Settings
+from whorl.config import FILES, LOCAL, Settings
 from whorl.doors.files import is_result
 from whorl.scan.failure import ScanError
 
@@ -100,16 +100,14 @@ def key_of(settings: Settings, given: Iterable[str], *, recorded: bool) -> str:
         Whether what was recorded with a scan counts at all.
     """
     values: dict[str, Any] = asdict(settings)
-    for f in fields(settings):
-        if not f.metadata["local"]:
-            continue
-        if not f.metadata["changes_maps"]:
-            del values[f.name]
-        elif path := values[f.name]:
+    for name in LOCAL:
+        if name not in FILES:
+            del values[name]
+        elif path := values[name]:
             try:
-                values[f.name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                values[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             except OSError as error:
-                raise ScanError(f'property "{f.name}": {path} cannot be read: {error.strerror}') from error
+                raise ScanError(f'property "{name}": {path} cannot be read: {error.strerror}') from error
     told = {"version": __version__, "given": sorted(set(given) & values.keys()), "recorded": recorded}
     text = json.dumps({**told, **values}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import matplotlib as mpl
+from fpdf import FPDF, FontFace, TextStyle
+from markdown_it import MarkdownIt
+
 from whorl.openrecon.metadata import Application
 
 _TEMPLATE = Path(__file__).with_name("manual.md.jinja")
@@ -28,8 +33,6 @@ def text(application: Application, made: Mapping[str, Any], changed: Mapping[str
     changed
         Properties that were set in it.
     """
-    import jinja2
-
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=application.name,
@@ -43,10 +46,6 @@ def text(application: Application, made: Mapping[str, Any], changed: Mapping[str
 
 def write_pdf(markdown: str, path: Path) -> None:
     """Write a text as PDF (A4)."""
-    import matplotlib as mpl
-    from fpdf import FPDF, FontFace, TextStyle
-    from markdown_it import MarkdownIt
-
     fonts = Path(mpl.get_data_path()) / "fonts/ttf"
     page = FPDF(format="A4")
     for style, name in (("", "DejaVuSans"), ("B", "DejaVuSans-Bold"), ("I", "DejaVuSans-Oblique")):

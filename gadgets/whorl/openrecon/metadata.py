@@ -13,6 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from whorl.config import Settings, SettingsError, id_of
 from whorl.scan.failure import ScanError
 
@@ -184,8 +186,6 @@ def check(made: Mapping[str, Any]) -> None:
     ScanError
         With the first thing that is wrong, and where.
     """
-    import jsonschema
-
     schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
     wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(made))
     if wrong is not None:

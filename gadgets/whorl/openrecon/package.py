@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from whorl.config import ENVIRONMENT, LOCAL, Settings
+from whorl.config import ENVIRONMENT, FILES, Settings
 from whorl.openrecon import manual
 from whorl.openrecon.metadata import LABEL, PORT, Application, label, metadata
 from whorl.scan.failure import ScanError
 
 _FILES = "/opt/whorl/site"
-_FOLDERS = ("spool", "cache_dir")
 _BLOCK = 1 << 20
 
 
@@ -156,7 +155,7 @@ def _files_of(properties: Mapping[str, object]) -> dict[str, Path]:
     """Files that properties name; folders are those of the container."""
     found = {}
     for name, value in properties.items():
-        if name in LOCAL and name not in _FOLDERS and value and isinstance(getattr(Settings(), name), str):
+        if name in FILES and value:
             found[name] = Path(str(value))
             if not found[name].is_file():
                 raise ScanError(f'property "{name}": there is no file {value}, which the package shall hold')
