@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -92,11 +93,7 @@ def test_who_is_stopped_goes_on_where_it_was(cohort: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     arguments = (cohort, "-o", out, "-p", "method=lowrank", "--workers", 1)
     with subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        end = time.monotonic() + _WAIT_S
-        while not list(out.glob("*.json")):
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.01)
+        _appeared(out, "*.json", process)
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=_WAIT_S)
     assert b"goes on where it was" in stderr
@@ -118,11 +115,7 @@ def test_a_worker_that_dies_is_replaced_and_its_scan_made_again(cohort: Path, tm
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        end = time.monotonic() + _WAIT_S
-        while not (made := list(out.glob(".scan*.part"))):  # a scan is under way
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.01)
+        made = _appeared(out, ".scan*.part", process)  # a scan is under way
         holder = [pid for pid in _descendants(process.pid) if _holds(pid, made[0])]
         os.kill(holder[0], signal.SIGKILL)
         _, stderr = process.communicate(timeout=_WAIT_S)
@@ -150,10 +143,7 @@ def test_two_batches_in_one_folder_are_refused(cohort: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     arguments = (cohort, "-o", out, "-p", "method=lowrank", "--workers", 1)
     with subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        end = time.monotonic() + _WAIT_S
-        while not (out / ".lock").exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        _appeared(out, ".lock", process)
         time.sleep(0.2)
         second = _run(*arguments)
         process.communicate(timeout=_WAIT_S)
@@ -177,11 +167,7 @@ def test_no_page_tells_passers_by_of_the_scans(cohort: Path, tmp_path: Path) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        end = time.monotonic() + _WAIT_S
-        while not list(out.glob(".scan*.part")):
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.01)
+        _appeared(out, ".scan*.part", process)
         ports = {
             connection.laddr
             for pid in (process.pid, *_descendants(process.pid))
@@ -209,6 +195,16 @@ def test_workers_that_cannot_be_had_are_an_error(cohort: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert "no Dask scheduler answers at nonsense" in done.stderr
     assert _run(cohort, "-o", tmp_path, "-p", "metod=llr").returncode == 2
+
+
+def _appeared(folder: Path, pattern: str, process: subprocess.Popen[Any]) -> list[Path]:
+    """Wait for files while a process runs."""
+    end = time.monotonic() + _WAIT_S
+    while not (found := list(folder.glob(pattern))):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.01)
+    return found
 
 
 def _descendants(pid: int) -> list[int]:

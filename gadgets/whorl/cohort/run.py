@@ -11,7 +11,7 @@ from typing import Any
 from distributed import CancelledError, Client, Future, wait
 
 from whorl.cohort.plan import Job, fingerprint
-from whorl.cohort.work import work, write_record
+from whorl.cohort.work import failed, work, write_record
 
 Say = Callable[[str], None]
 #: Without any worker this is said so often.
@@ -98,16 +98,7 @@ def _record_of(future: Future[Any], job: Job) -> dict[str, Any]:
         text = f"{type(error).__name__}: {error}"
         if type(error).__name__ == "KilledWorker":
             text = "its workers died with it, the last one too: perhaps it needs more memory"
-    record: dict[str, Any] = {
-        "scan": str(job.scan),
-        "fingerprint": fingerprint(job.scan) if job.scan.is_file() else {},
-        "key": job.key,
-        "state": "failed",
-        "exit_code": 1,
-        "images": 0,
-        "result_size": 0,
-        "texts": [f"ERR {text}"],
-    }
+    record = failed(job, fingerprint(job.scan) if job.scan.is_file() else {}, [f"ERR {text}"])
     try:
         job.result.unlink(missing_ok=True)
         write_record(job.record, record)

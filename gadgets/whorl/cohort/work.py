@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,22 +93,32 @@ def work(job: Job, properties: Mapping[str, object], recorded: bool) -> dict[str
     state = "failed" if code == 1 else made["status"]
     if code == 3 and state == "complete":
         state = "degraded"  # something was said about it, or a slice is missing
-    record = {
-        "scan": str(job.scan),
-        "fingerprint": before,
-        "key": job.key,
+    record = failed(job, before, [text for text in texts if not text.startswith("DBG")]) | {
         "whorl": __version__,
         "state": state,
         "exit_code": code,
         "images": n_images,
         "result_size": job.result.stat().st_size if code != 1 else 0,
-        "texts": [text for text in texts if not text.startswith("DBG")],
         "seconds": round(time.monotonic() - began, 3),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         **{name: value for name, value in made.items() if name != "status"},
     }
     write_record(job.record, record)
     return record
+
+
+def failed(job: Job, before: Mapping[str, int], texts: Sequence[str]) -> dict[str, Any]:
+    """The record of a scan of which nothing came, with the scan's `fingerprint` and what was said."""
+    return {
+        "scan": str(job.scan),
+        "fingerprint": before,
+        "key": job.key,
+        "state": "failed",
+        "exit_code": 1,
+        "images": 0,
+        "result_size": 0,
+        "texts": list(texts),
+    }
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
