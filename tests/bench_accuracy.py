@@ -24,7 +24,7 @@ from whorl.maps.rois import (
     region_statistics,
     well_seen,
 )
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.simulation.scan import Truth, read_truth, simulate
 
 

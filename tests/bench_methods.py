@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import whorl.pipeline as pipeline
+import whorl.pipeline.scan as pipeline
 from bench_automatic import error
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.encoding import Encoding
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import coil_maps, compression_matrix
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
+from whorl.pipeline.encoding import Encoding
+from whorl.pipeline.slices import reconstruct_slice
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.lowrank import adjoint_coil_images
-from whorl.reconstruction import reconstruct_slice
 from whorl.scan.readout import Flag
 from whorl.simulation.scan import Truth, read_truth, simulate
 

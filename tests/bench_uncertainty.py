@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.pipeline import reconstruct_scan
-from whorl.reconstruction import SliceResult
+from whorl.pipeline.scan import reconstruct_scan
+from whorl.pipeline.slices import SliceResult
 from whorl.scan.readout import Flag, Readout
 from whorl.simulation.scan import read_truth, simulate
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scan_edit import Scan
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.simulation.phantoms import coil_maps
 from whorl.simulation.scan import PULSEQ, correlated_noise, read_truth, simulate
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.pipeline import Outcome, reconstruct_scan
+from whorl.pipeline.scan import Outcome, reconstruct_scan
 from whorl.scan.readout import Flag, Readout
 
 QUANTITIES = ("T1", "T2", "M0", "QUALITY")

@@ -52,7 +52,7 @@ class _Group(click.Group):
 )
 def main(verbose: bool, log_format: str) -> None:
     """T1 and T2 maps from spiral MR Fingerprinting, while the scan arrives. Research use only."""
-    from whorl import logs
+    from whorl.runtime import logs
 
     logs.configure(logging.DEBUG if verbose else logging.WARNING, log_format)
 
@@ -160,7 +160,7 @@ def stream(config: Path | None, assignments: tuple[str, ...]) -> None:
     # Whatever else is printed, by whichever library, must not get into the stream.
     target = os.dup(1)
     os.dup2(2, 1)
-    from whorl.pipeline import reconstruct_scan
+    from whorl.pipeline.scan import reconstruct_scan
 
     sys.exit(run(0, target, properties, reconstruct_scan, _say))
 
@@ -183,7 +183,7 @@ def replay(
     if output.resolve() == scan.resolve():
         raise click.UsageError(f"{output} is the scan itself: the images need a file of their own")
     if address is None:
-        from whorl.replaying import replay as run
+        from whorl.doors.replaying import replay as run
 
         properties = _properties(config, assignments)
         Settings.from_properties(properties)
@@ -350,7 +350,7 @@ def simulate(output: Path, layout: str, noise_correlation: float, noisy_coil: fl
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("out"))
 def demo(output: Path, **options: Any) -> None:
     """The main job, end to end: scan, server, socket, maps, accuracy against the truth."""
-    from whorl.demo import run
+    from whorl.tools.demo import run
 
     sys.exit(run(output, **options))
 
@@ -364,7 +364,7 @@ def demo(output: Path, **options: Any) -> None:
 @_assign
 def compare(scan: Path, output: Path, config: Path | None, assignments: tuple[str, ...]) -> None:
     """Low-rank, LLR and INR side by side on one scan, with tables and figures."""
-    from whorl.comparison import run
+    from whorl.tools.comparison import run
 
     properties = _properties(config, assignments)
     try:
@@ -438,12 +438,12 @@ def inspect_scan(
     import json
 
     from whorl.doors.files import open_scan
-    from whorl.inspection import inspect
+    from whorl.tools.inspection import inspect
 
     properties = _properties(config, assignments)
     settings = Settings.from_properties(properties)
     if png is not None:
-        from whorl.inspection_figure import check_installed
+        from whorl.tools.inspection_figure import check_installed
 
         try:
             check_installed()
@@ -453,7 +453,7 @@ def inspect_scan(
         found = inspect(source.opening.header.rstrip(b"\0"), source.readouts(), settings)
     click.echo(json.dumps(found.as_json(), indent=2) if as_json else found.text())
     if png is not None:
-        from whorl.inspection_figure import draw
+        from whorl.tools.inspection_figure import draw
 
         if found.figure is None:
             click.echo("whorl: no picture: no slice could be collected", err=True)
@@ -480,7 +480,7 @@ def _of_train(command: Callable[..., None]) -> Callable[..., None]:
 
 def _dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, ...]) -> tuple[Any, ...]:
     """Settings, parameters and the dictionary of a scan or a train."""
-    from whorl.dictionaries import dictionary_parameters, get_dictionary
+    from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
     from whorl.scan.pulseq import read_pulseq
     from whorl.scan.resolve import train_from_csv
     from whorl.scan.transmit import read_b1_map
@@ -488,7 +488,7 @@ def _dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, 
     settings = Settings.from_properties(_properties(config, assignments))
     if scan is not None:
         from whorl.doors.files import read_header, read_readouts
-        from whorl.pipeline import find_train
+        from whorl.pipeline.scan import find_train
 
         train = find_train(read_header(scan), read_readouts(scan), settings)
     elif settings.sequence:
@@ -524,8 +524,8 @@ def build_dictionary(scan: Path | None, config: Path | None, assignments: tuple[
 @_of_train
 def show_dictionary(scan: Path | None, config: Path | None, assignments: tuple[str, ...]) -> None:
     """Show atoms, states, coefficients with their energies, and size; without a train, the cache."""
-    from whorl.dictionaries import store_of
-    from whorl.dictionary_report import describe, describe_entries
+    from whorl.pipeline.dictionaries import store_of
+    from whorl.tools.dictionary_report import describe, describe_entries
 
     settings = Settings.from_properties(_properties(config, assignments))
     store = store_of(settings)
@@ -545,7 +545,7 @@ def plot_dictionary(
     scan: Path | None, config: Path | None, assignments: tuple[str, ...], output: Path
 ) -> None:
     """Draw the train, the signals of some tissues and the basis."""
-    from whorl.dictionary_report import draw
+    from whorl.tools.dictionary_report import draw
 
     _, parameters, drawn = _dictionary(scan, config, assignments)
     try:
@@ -562,7 +562,7 @@ def plot_dictionary(
 @_assign
 def clear_dictionaries(config: Path | None, assignments: tuple[str, ...]) -> None:
     """Remove all dictionaries from the cache."""
-    from whorl.dictionaries import store_of
+    from whorl.pipeline.dictionaries import store_of
 
     store = store_of(Settings.from_properties(_properties(config, assignments)))
     if store is None:

@@ -7,7 +7,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from whorl import logs
+from whorl.runtime import logs
 
 if TYPE_CHECKING:
     from whorl.doors.transport import Channel
@@ -67,7 +67,7 @@ def reconstruct(connection: Any) -> None:
 
     def late(*arguments: Any) -> Any:
         # Imported within the scan, so that a broken installation is reported like any other failure.
-        from whorl.pipeline import reconstruct_scan
+        from whorl.pipeline.scan import reconstruct_scan
 
         return reconstruct_scan(*arguments)
 

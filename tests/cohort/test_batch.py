@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from whorl.doors.files import read_images
-from whorl.replaying import replay
+from whorl.doors.replaying import replay
 
 _WAIT_S = 120
 

@@ -18,7 +18,7 @@ from doors.processes import Client, wait_until
 from scan_edit import Scan
 from whorl.doors.client import ping
 from whorl.doors.files import read_images
-from whorl.replaying import replay
+from whorl.doors.replaying import replay
 
 pytestmark = pytest.mark.system
 

@@ -25,7 +25,7 @@ _SERIAL = """
 import sys
 from pathlib import Path
 import torch
-from whorl.replaying import replay
+from whorl.doors.replaying import replay
 torch.set_num_threads(1)
 for scan in sorted(Path(sys.argv[1]).glob("*.h5")):
     properties = {"tuning_budget_s": 1e6}

@@ -34,7 +34,7 @@ from whorl.cli import main
 from whorl.doors import files, pipes, wire
 from whorl.doors.transport import Channel, Pipes
 from whorl.maps.status import SERIES
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Readout
 

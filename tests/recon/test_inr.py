@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whorl.deadlines import Deadline, DeadlinePassed
+from whorl.pipeline.deadlines import Deadline, DeadlinePassed
 from whorl.recon.inr import fit_inr, solve_head
 
 SHAPE = (44, 37)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kspace.spirals import complex_normal
-from whorl.deadlines import Deadline, DeadlinePassed
+from whorl.pipeline.deadlines import Deadline, DeadlinePassed
 from whorl.recon.llr import (
     from_blocks,
     largest_eigenvalue,

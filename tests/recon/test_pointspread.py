@@ -11,11 +11,11 @@ from torch import Tensor
 
 from kspace.spirals import complex_normal, orthonormal_basis, rotated_spiral
 from whorl.config import Settings
-from whorl.dictionaries import dictionary_parameters
 from whorl.kspace.accumulate import fold_gram
 from whorl.kspace.density import density_compensation
 from whorl.kspace.nufft import make_nufft
 from whorl.physics.dictionary import Dictionary, build_dictionary
+from whorl.pipeline.dictionaries import dictionary_parameters
 from whorl.recon.pointspread import OrderCheck, TissueBias, check_order, disc, spread
 from whorl.scan.train import Train
 from whorl.simulation.scan import interleaf_order

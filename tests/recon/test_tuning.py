@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from whorl.deadlines import DeadlinePassed
 from whorl.kspace.nufft import make_nufft
+from whorl.pipeline.deadlines import DeadlinePassed
 from whorl.recon.corrected import Start
 from whorl.recon.inr import InrFit
 from whorl.recon.normal import GramNormal

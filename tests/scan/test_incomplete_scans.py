@@ -11,7 +11,7 @@ import pytest
 
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.readout import Flag, Readout
 

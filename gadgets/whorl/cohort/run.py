@@ -45,7 +45,7 @@ def run(
     properties
         Of the reconstruction, the same for all.
     recorded
-        See `whorl.replaying.replay`.
+        See `whorl.doors.replaying.replay`.
     patience_s
         So long there may be no worker at all.
     say

@@ -69,7 +69,7 @@ def work(job: Job, properties: Mapping[str, object], recorded: bool) -> dict[str
         job.record.unlink(missing_ok=True)
         for left in job.result.parent.glob(f".{glob.escape(job.result.name)}.*.part"):
             left.unlink(missing_ok=True)  # of a worker that was killed
-        from whorl.replaying import replay
+        from whorl.doors.replaying import replay
 
         n_images, code = replay(
             job.scan,

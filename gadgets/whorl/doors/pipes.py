@@ -9,7 +9,7 @@ from whorl.doors.opening import read_opening
 from whorl.doors.receivers import Mrd2Reader, PipeReader, Receiver, Say
 from whorl.doors.sources import StreamSource
 from whorl.doors.transport import Channel, Pipes, StreamTimeout
-from whorl.logs import new_scan
+from whorl.runtime.logs import new_scan
 from whorl.scan.failure import EndOfStream
 
 
@@ -29,7 +29,7 @@ def run(
     properties
         What the operator sets; it counts more than what the stream says.
     reconstruct
-        `whorl.pipeline.reconstruct_scan`.
+        `whorl.pipeline.scan.reconstruct_scan`.
     say
         Takes (level, text) for the operator.
 

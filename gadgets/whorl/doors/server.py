@@ -21,8 +21,8 @@ from whorl.doors.opening import Opening, read_opening
 from whorl.doors.receivers import MrdClient, Receiver
 from whorl.doors.sources import StreamSource
 from whorl.doors.transport import Channel, StreamTimeout
-from whorl.logs import event, new_scan
-from whorl.memory import return_free_memory
+from whorl.runtime.logs import event, new_scan
+from whorl.runtime.memory import return_free_memory
 from whorl.scan.failure import EndOfStream
 from whorl.scan.header import patient_of
 
@@ -59,7 +59,7 @@ class Server:
     log_patient
         Whether the log names the patient of each scan.
     reconstruct
-        Stands in for `whorl.pipeline.reconstruct_scan`.
+        Stands in for `whorl.pipeline.scan.reconstruct_scan`.
 
     Raises
     ------
@@ -109,7 +109,7 @@ class Server:
         try:
             if self._reconstruct is None:
                 # Seconds, once, before the first scan and not within it; who connects meanwhile is queued.
-                from whorl.pipeline import reconstruct_scan
+                from whorl.pipeline.scan import reconstruct_scan
                 from whorl.recon.inr import warm_up
 
                 warm_up()

@@ -30,7 +30,7 @@ from whorl.doors.receivers import Gadgetron, Mrd2Reader, MrdClient, Receiver
 from whorl.doors.sources import Source, StreamSource
 from whorl.doors.spool import Spool
 from whorl.doors.transport import Channel, StreamTimeout
-from whorl.logs import current_scan, event
+from whorl.runtime.logs import current_scan, event
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.readout import Readout
 
@@ -44,7 +44,7 @@ _LEVELS = {"DBG": logging.INFO, "WRN": logging.WARNING, "ERR": logging.ERROR}
 
 
 class Outcome(Protocol):
-    """What a reconstruction returns; `whorl.pipeline.Outcome` is one."""
+    """What a reconstruction returns; `whorl.pipeline.scan.Outcome` is one."""
 
     @property
     def delivered(self) -> int:
@@ -224,7 +224,7 @@ def run_scan(source: Source, receiver: Receiver, operator: Operator, reconstruct
     operator
         What is set here.
     reconstruct
-        `whorl.pipeline.reconstruct_scan`.
+        `whorl.pipeline.scan.reconstruct_scan`.
 
     Returns
     -------

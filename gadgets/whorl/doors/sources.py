@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from whorl.doors import wire
 from whorl.doors.opening import Opening
 from whorl.doors.transport import Channel, StreamTimeout
-from whorl.logs import event
+from whorl.runtime.logs import event
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Readout
 

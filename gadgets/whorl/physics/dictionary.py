@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whorl.cores import spread
 from whorl.physics.epg import SignalModel, fisp_coefficients, fisp_signal
+from whorl.runtime.cores import spread
 from whorl.scan.train import Train
 
 #: The basis comes from every third T1 and T2, a ninth of the atoms: the subspace of all of

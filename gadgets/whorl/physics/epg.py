@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whorl.cores import spread
+from whorl.runtime.cores import spread
 from whorl.scan.train import Train
 
 # Elements of one state array that are worked on at a time. Smaller ones would fit the cache of a core,

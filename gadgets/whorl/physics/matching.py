@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whorl.cores import spread
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.interpolation import Surface, climb
+from whorl.runtime.cores import spread
 
 # Products of some voxels with some atoms that are made at a time: on a CPU they stay in the cache of a core.
 _CHUNK_PRODUCTS = 330_000

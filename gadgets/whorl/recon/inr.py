@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whorl.deadlines import Deadline
+from whorl.pipeline.deadlines import Deadline
 from whorl.recon.encoders import make_encoder
 from whorl.recon.mask import box_around
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whorl.deadlines import Deadline
+from whorl.pipeline.deadlines import Deadline
 
 #: The largest eigenvalue is approached from below; momentum stays stable up to 4/3 of the step.
 _MARGIN = 1.05

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from whorl.deadlines import Deadline
+from whorl.pipeline.deadlines import Deadline
 from whorl.recon.corrected import Start, conjugate_gradients, imaginary_around, imaginary_share, joint_phase
 from whorl.recon.inr import solve_head
 from whorl.recon.llr import locally_low_rank

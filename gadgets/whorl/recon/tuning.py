@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from whorl.cores import spread
-from whorl.deadlines import DeadlinePassed
+from whorl.pipeline.deadlines import DeadlinePassed
 from whorl.recon.corrected import Start
 from whorl.recon.inr import InrFit
+from whorl.runtime.cores import spread
 
 #: Within this share of the smallest held-out error a coarser preset is as good: less is chance.
 _AS_GOOD = 0.005

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from cmcrameri import cm
 
-import whorl.reconstruction
+import whorl.pipeline.slices
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.doors.files import ResultFile, read_images
-from whorl.fitting import chosen_iterations
 from whorl.maps.volumes import volumes
+from whorl.pipeline.fitting import chosen_iterations
 
 QUICK = {"method": "inr", "iterations": 8, "levels": 4, "hidden": 24, "correction_steps": 1}
 ALL = {"rgb": "true", "subspace_images": "true", "uncertainty": "true", "fit_frames": 4, "preview": "true"}
@@ -120,7 +120,7 @@ def test_what_cannot_be_made_costs_no_map(scan: Scan, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr(whorl.reconstruction, "repeated_errors", fail)
+    monkeypatch.setattr(whorl.pipeline.slices, "repeated_errors", fail)
     result = scan.run(method="lowrank", uncertainty="true", rgb="true")
     assert result.slices() == [0]
     assert len(series(result, 21)) == 1

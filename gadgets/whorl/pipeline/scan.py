@@ -1,7 +1,7 @@
 """A scan while it arrives: readouts in, images out.
 
-`whorl.collecting` settles what was scanned and collects each slice's readouts; `reconstruct_scan` hands
-complete slices to `whorl.reconstruction.reconstruct_slice`, in a thread of its own.
+`whorl.pipeline.collecting` settles what was scanned and collects each slice's readouts; `reconstruct_scan`
+hands complete slices to `whorl.pipeline.slices.reconstruct_slice`, in a thread of its own.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whorl.collecting import HARMLESS, Collector, Part, Report
 from whorl.config import Settings
-from whorl.deadlines import Deadline, in_time
-from whorl.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
-from whorl.encoding import Encoder, Encoding
-from whorl.fitting import record_fit
 from whorl.kspace.coilmaps import read_external_maps
 from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
-from whorl.logs import current_scan
 from whorl.maps.geometry import orientation
 from whorl.maps.images import ImageMaker, Provenance, SliceMaps
 from whorl.physics.dictionary import Dictionary
+from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
+from whorl.pipeline.deadlines import Deadline, in_time
+from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
+from whorl.pipeline.encoding import Encoder, Encoding
+from whorl.pipeline.fitting import record_fit
+from whorl.pipeline.slices import B1Field, SliceResult, is_tuned, reconstruct_slice
 from whorl.recon.inr import warm_up
 from whorl.recon.pointspread import check_order
-from whorl.reconstruction import B1Field, SliceResult, is_tuned, reconstruct_slice
+from whorl.runtime.logs import current_scan
 from whorl.scan.arrivals import ScanCounter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally, UnusableScan

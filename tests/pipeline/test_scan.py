@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-import whorl.dictionaries
-import whorl.pipeline
-import whorl.reconstruction
+import whorl.pipeline.dictionaries
+import whorl.pipeline.scan
+import whorl.pipeline.slices
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import Readout
 
@@ -58,14 +58,14 @@ def test_an_inr_that_fails_gives_the_low_rank_maps(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(whorl.reconstruction, "fit_inr", fail)
+    monkeypatch.setattr(whorl.pipeline.slices, "fit_inr", fail)
     fell_back(scan.run(method="inr"), untouched, str(error) or "KeyError")
 
 
 def test_a_slice_that_raises_does_not_cost_the_other(
     scan: Scan, untouched: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = whorl.reconstruction.match, []
+    real, calls = whorl.pipeline.slices.match, []
 
     def fail_once(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
@@ -73,7 +73,7 @@ def test_a_slice_that_raises_does_not_cost_the_other(
             raise ZeroDivisionError
         return real(*arguments, **named)
 
-    monkeypatch.setattr(whorl.reconstruction, "match", fail_once)
+    monkeypatch.setattr(whorl.pipeline.slices, "match", fail_once)
     result = scan.two_slices().run()
     assert result.slices() == [1]
     assert_close(result, untouched, slice_number=1)
@@ -97,7 +97,7 @@ def test_a_dictionary_that_cannot_be_built_is_said(scan: Scan, monkeypatch: pyte
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such physics")
 
-    monkeypatch.setattr(whorl.pipeline, "get_dictionary", fail)
+    monkeypatch.setattr(whorl.pipeline.scan, "get_dictionary", fail)
     try:
         # A range that no other test has, because dictionaries are kept.
         texts = scan.run(t1_max_ms=4321, n_coefficients=3).outcome.failures
@@ -358,7 +358,7 @@ def test_a_cache_that_cannot_be_used_costs_nothing_but_a_warning(scan: Scan, tmp
 def test_a_dictionary_is_kept_where_it_is_told_to(scan: Scan, tmp_path: Path) -> None:
     before = scan.copy().run(t1_max_ms=5002, cache_dir=str(tmp_path))
     (kept,) = tmp_path.iterdir()
-    whorl.dictionaries._recent.clear()
+    whorl.pipeline.dictionaries._recent.clear()
     used = kept.stat().st_mtime_ns
     again = scan.copy().run(t1_max_ms=5002, cache_dir=str(tmp_path))
     assert not differs(before, again)
@@ -373,13 +373,13 @@ def test_a_dictionary_is_kept_where_it_is_told_to(scan: Scan, tmp_path: Path) ->
 
 def test_scans_at_the_same_time_build_one_dictionary(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    real = whorl.dictionaries.build_dictionary
+    real = whorl.pipeline.dictionaries.build_dictionary
 
     def count(*arguments: Any) -> Any:
         built.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(whorl.dictionaries, "build_dictionary", count)
+    monkeypatch.setattr(whorl.pipeline.dictionaries, "build_dictionary", count)
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda s: s.run(t1_max_ms=5004), [scan.copy() for _ in range(3)]))
     assert len(built) == 1
@@ -392,7 +392,7 @@ def test_a_failed_build_is_not_remembered(scan: Scan, monkeypatch: pytest.Monkey
         raise MemoryError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(whorl.dictionaries, "build_dictionary", fail)
+        patch.setattr(whorl.pipeline.dictionaries, "build_dictionary", fail)
         failed = scan.copy().run(t1_max_ms=5005)
     assert failed.outcome.exit_code == 1
     assert failed.outcome.failures == ("slice 0 failed: no memory",)

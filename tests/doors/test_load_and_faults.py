@@ -607,7 +607,7 @@ def test_each_line_of_a_json_log_is_an_object_with_its_scan(strict: Served, scan
 
 
 def test_a_warning_of_a_library_is_one_line_of_the_log() -> None:
-    code = "from whorl import logs; logs.configure(20); import warnings; warnings.warn('two\\nlines')"
+    code = "from whorl.runtime import logs; logs.configure(20); import warnings; warnings.warn('two\\nlines')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 from whorl.doors import session
 from whorl.doors.files import ResultFile, open_scan
 from whorl.doors.receivers import File
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 
 
 def replay(

@@ -15,10 +15,10 @@ from pulseq_files import write_sequence
 from scan_edit import Scan
 from whorl.cli import main
 from whorl.config import Settings
-from whorl.inspection import inspect
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Flag, Readout
 from whorl.simulation.scan import PULSEQ, correlated_noise, simulate
+from whorl.tools.inspection import inspect
 
 _SMALL = {"phantom": "nist", "timepoints": 120, "interleaves": 24, "coils": 4, "matrix": 64}
 

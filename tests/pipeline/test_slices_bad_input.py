@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import whorl.pipeline
-import whorl.reconstruction
+import whorl.pipeline.scan
+import whorl.pipeline.slices
 from scan_edit import QUANTITIES, Result, Scan
 from whorl.config import Settings
-from whorl.encoding import Encoding
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
+from whorl.pipeline.encoding import Encoding
+from whorl.pipeline.slices import SliceResult, reconstruct_slice
 from whorl.recon import methods
-from whorl.reconstruction import SliceResult, reconstruct_slice
 from whorl.scan.failure import ScanError
 from whorl.simulation.scan import simulate
 from whorl.simulation.signals import jiang_train
@@ -70,7 +70,7 @@ def slice_(loaded_scan: Scan) -> Slice:
         return real(kspace, encoding, dictionary, *others, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whorl.pipeline, "reconstruct_slice", look)
+        patch.setattr(whorl.pipeline.scan, "reconstruct_slice", look)
         loaded_scan.copy().run(**METHODS["inr auto"])
     (one,) = seen
     assert one.kspace.held is not None
@@ -129,8 +129,8 @@ def test_data_that_are_no_numbers_give_no_maps(slice_: Slice, method: str, where
 def test_coil_maps_that_are_no_numbers_give_no_maps(
     slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function = spoilt((0, 30, 31), np.nan)(whorl.reconstruction.maps_from_centre)
-    monkeypatch.setattr(whorl.reconstruction, "maps_from_centre", function)
+    function = spoilt((0, 30, 31), np.nan)(whorl.pipeline.slices.maps_from_centre)
+    monkeypatch.setattr(whorl.pipeline.slices, "maps_from_centre", function)
     result = slice_.run(method)
     assert result.status != "complete"
     assert is_zero(result)
@@ -141,8 +141,8 @@ def test_images_that_are_no_numbers_give_low_rank_maps(
     slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of x0; those that are calibrated are as they should be.
-    function = spoilt((0, 0, 30, 31), np.nan)(whorl.reconstruction.adjoint_coil_images)
-    monkeypatch.setattr(whorl.reconstruction, "adjoint_coil_images", function)
+    function = spoilt((0, 0, 30, 31), np.nan)(whorl.pipeline.slices.adjoint_coil_images)
+    monkeypatch.setattr(whorl.pipeline.slices, "adjoint_coil_images", function)
     result = slice_.run(method)
     assert result.status == "fallback"
     assert "not finite" in result.notes[-1]
@@ -161,14 +161,14 @@ def test_images_that_are_no_numbers_give_low_rank_maps(
 def test_a_refinement_that_fails_is_not_trusted(
     slice_: Slice, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = whorl.reconstruction.maps_from_centre
+    first = whorl.pipeline.slices.maps_from_centre
     again = spoilt((0, 30, 31), np.nan)(first)
 
     def maps(images: Tensor, **options: Any) -> Tensor:
         # Those of the calibrated images have few coefficients; the refinement has all.
         return (first if len(images) <= 3 else again)(images, **options)
 
-    monkeypatch.setattr(whorl.reconstruction, "maps_from_centre", maps)
+    monkeypatch.setattr(whorl.pipeline.slices, "maps_from_centre", maps)
     result = slice_.run(method)
     assert (result.method, result.status) == ("inr", "fallback")
     assert result.notes == ["the corrected start is not finite: the INR was fitted to x0"]
@@ -211,7 +211,7 @@ def test_objects_that_are_hardly_there(
 ) -> None:
     mask = torch.zeros(slice_.encoding.shape, dtype=torch.bool)
     mask[30, 30 : 30 + pixels] = True
-    monkeypatch.setattr(whorl.reconstruction, "object_mask", lambda *_: mask)
+    monkeypatch.setattr(whorl.pipeline.slices, "object_mask", lambda *_: mask)
     result = slice_.run(method)
     assert np.array_equal(result.maps.m0 > 0, mask.numpy())
     if not pixels:

@@ -16,11 +16,11 @@ import pytest
 
 from doors.messages import HEADER, Counted, make_readout
 from scan_edit import Scan
-from whorl import logs
 from whorl.doors import client, wire
 from whorl.doors.server import Server
 from whorl.doors.transport import Channel
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
+from whorl.runtime import logs
 from whorl.scan.readout import Readout
 
 WAIT_S = 60.0
@@ -132,12 +132,12 @@ def test_lines_of_other_packages_name_them(lines: list[str]) -> None:
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_the_log_goes_to_stderr_alone(style: str) -> None:
     program = (
-        "import logging, sys; sys.path.insert(0, sys.argv[1]); from whorl import logs\n"
+        "import logging, sys; sys.path.insert(0, sys.argv[1]); from whorl.runtime import logs\n"
         "logging.basicConfig(level=0, stream=sys.stdout)\n"  # as who starts this program may have done
         f"logs.configure(logging.INFO, {style!r})\n"
         "logs.event('debug', logging.DEBUG); logs.event('begins', peer='x'); logging.warning('other')\n"
     )
-    folder = str(Path(logs.__file__).parents[1])
+    folder = str(Path(logs.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=WAIT_S, check=True
     )

@@ -1,6 +1,6 @@
 """Low-rank, LLR and INR side by side on one scan: the runs, and what they measure.
 
-Each run goes the way of a scan, through `whorl.pipeline.reconstruct_scan`.
+Each run goes the way of a scan, through `whorl.pipeline.scan.reconstruct_scan`.
 
 Letters: Z slices, T timepoints, K coefficients, R regions, Y X pixels.
 """
@@ -12,7 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from whorl import __version__
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.fitting import record_fit
-from whorl.maps.images import Frame, SliceMaps
+from whorl.maps.images import SliceMaps
 from whorl.maps.rois import (
     QUANTITIES,
     SHORTEST_T2_MS,
@@ -36,12 +35,14 @@ from whorl.maps.rois import (
     region_statistics,
     well_seen,
 )
-from whorl.pipeline import Outcome, find_protocol, reconstruct_scan
-from whorl.reconstruction import SliceResult
+from whorl.pipeline.fitting import record_fit
+from whorl.pipeline.scan import Outcome, find_protocol, reconstruct_scan
+from whorl.pipeline.slices import SliceResult
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING, Readout
 from whorl.scan.resolve import Resolved
 from whorl.simulation.scan import Truth, read_truth
+from whorl.tools.runs import Comparison, Run, Search, voxels
 
 #: Timepoints that the methods are compared at; the low-rank reference has all.
 TIMEPOINTS = 500
@@ -98,42 +99,6 @@ def first_timepoints(source: Source, n_timepoints: int) -> Source:
     return replace(
         source, n_timepoints=n_timepoints, properties={**source.properties, "timepoints": n_timepoints}
     )
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """One method on one scan.
-
-    Parameters
-    ----------
-    key, title
-        Name in `compare.json` and in figures.
-    maps
-        `(Z, Y, X)` float32 by quantity; slices that failed are 0.
-    images
-        Magnitude of the subspace images `(K, Y, X)` of the slice that is shown; no coefficient if it failed.
-    results
-        What is known about each slice; the inside only of the one that is shown.
-    """
-
-    key: str
-    title: str
-    n_timepoints: int
-    settings: Settings
-    outcome: Outcome
-    maps: dict[str, NDArray[np.float32]]
-    images: NDArray[np.float32]
-    results: dict[int, SliceResult]
-
-    @property
-    def seconds(self) -> float:
-        """Mean time of a slice after its last readout, without the dictionary."""
-        times = [result.seconds["slice"] for result in self.results.values() if "slice" in result.seconds]
-        return float(np.mean(times)) if times else math.nan
-
-    @property
-    def fell_back(self) -> bool:
-        return any(result.status == "fallback" for result in self.results.values())
 
 
 def reconstruct(
@@ -197,28 +162,6 @@ def map_error(maps: SliceMaps, truth: Truth, z: int) -> float:
         both = (values > 0) & (known > 0)
         errors.append(np.abs(np.log(values[both] / known[both])).mean() if both.any() else np.inf)
     return float(np.mean(errors))
-
-
-@dataclass(slots=True)
-class Search:
-    """Grid search for the weight of llr.
-
-    Parameters
-    ----------
-    criterion
-        What the errors are, or why there was no search.
-    errors
-        By weight, ascending; infinite where the method fell back.
-    chosen
-        The weight with the smallest error.
-    seconds
-        Time of the slice summed over the grid.
-    """
-
-    criterion: str
-    chosen: float
-    errors: dict[float, float] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 def grid_search(error: Callable[[float], float], grid: tuple[float, ...]) -> dict[float, float]:
@@ -295,14 +238,6 @@ def of_regions(rows: Mapping[str, list[RegionStatistics]]) -> dict[str, float]:
     return summary
 
 
-def voxels(
-    ours: NDArray[np.float32], theirs: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Values `(V,)` of two maps where both have one."""
-    both = (theirs > 0) & (ours > 0)
-    return ours[both], theirs[both]
-
-
 def of_voxels(run: Run, reference: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
     """Voxelwise agreement with maps by quantity."""
     summary = {}
@@ -315,48 +250,6 @@ def of_voxels(run: Run, reference: Mapping[str, NDArray[np.float32]]) -> dict[st
 
 
 # --- All together ----------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, eq=False)
-class Comparison:
-    """All runs on one scan.
-
-    Parameters
-    ----------
-    runs
-        By key, in the order of tables and figures; the last is the INR with default settings.
-    truth
-        Of a simulated scan.
-    reference, reference_maps
-        What the runs are compared with: the truth, or the low-rank maps of all timepoints.
-    rows
-        Statistics of the regions by run and quantity; no rows without regions of some size.
-    summaries
-        Figures by run and name.
-    frames
-        Of the fit of the INR on slice `shown`; empty if it fell back.
-    """
-
-    runs: dict[str, Run]
-    truth: Truth | None
-    reference: str
-    reference_maps: dict[str, NDArray[np.float32]]
-    n_timepoints: int
-    n_slices: int
-    shown: int
-    search: Search
-    rows: dict[str, dict[str, list[RegionStatistics]]]
-    summaries: dict[str, dict[str, float]]
-    frames: list[Frame]
-
-    @property
-    def has_regions(self) -> bool:
-        return any(of["T2"] for of in self.rows.values())
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 if something was degraded, a fall-back, or missing."""
-        return 3 if any(run.outcome.exit_code for run in self.runs.values()) else 0
 
 
 def compare(scan: Path, properties: Mapping[str, object], say: Say) -> Comparison:
@@ -583,8 +476,8 @@ def run(scan: Path, output: Path, properties: Mapping[str, object], say: Say, sh
     ScanError, SettingsError
         See `compare`.
     """
-    from whorl import comparison_figures as figures
     from whorl.maps.figures import check_installed
+    from whorl.tools import comparison_figures as figures
 
     check_installed()  # not after minutes
     began = time.monotonic()

@@ -15,20 +15,20 @@ from PIL import Image
 
 from scan_edit import Scan
 from whorl.cli import main
-from whorl.comparison import (
-    Comparison,
+from whorl.config import Settings
+from whorl.maps.images import SliceMaps
+from whorl.pipeline.scan import find_protocol
+from whorl.scan.header import read_header
+from whorl.simulation.scan import read_truth, simulate
+from whorl.tools.comparison import (
     Source,
     compare,
     first_timepoints,
     grid_search,
     reconstruct,
 )
-from whorl.comparison_figures import draw_agreement
-from whorl.config import Settings
-from whorl.maps.images import SliceMaps
-from whorl.pipeline import find_protocol
-from whorl.scan.header import read_header
-from whorl.simulation.scan import read_truth, simulate
+from whorl.tools.comparison_figures import draw_agreement
+from whorl.tools.runs import Comparison
 
 _RUNS = ["lowrank", "llr", "inr_seed", "inr"]
 #: Not good, but soon done.
@@ -77,7 +77,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     simulate(folder / "known.h5", phantom="nist", **size, phase_jump_rad=1.5)
     path = Scan.load(folder / "known.h5").write(folder / "scan.h5")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("whorl.comparison.TIMEPOINTS", 100)
+        patch.setattr("whorl.tools.comparison.TIMEPOINTS", 100)
         return compare(path, _QUICK, lambda text: None)
 
 

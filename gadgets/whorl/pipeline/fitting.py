@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from whorl.maps.images import Frame
-from whorl.reconstruction import Inside
+from whorl.pipeline.slices import Inside
 
 #: Growth of the iteration from frame to frame where their number is not given.
 _GROWTH = 1.16

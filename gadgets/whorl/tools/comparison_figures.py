@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whorl.comparison import Comparison, Run, voxels
 from whorl.maps.figures import (
     N_IMAGES,
     Box,
@@ -27,6 +26,7 @@ from whorl.maps.figures import (
     write,
 )
 from whorl.maps.rois import QUANTITIES
+from whorl.tools.runs import Comparison, Run, voxels
 
 
 def draw_all(comparison: Comparison, folder: Path) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from whorl.inspection import FigureData
 from whorl.recon.pointspread import OrderCheck
+from whorl.tools.inspection import FigureData
 
 _DPI = 110
 #: Interleaves that are drawn; more make the picture black.

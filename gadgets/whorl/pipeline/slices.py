@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.config import Settings
-from whorl.cores import spread
-from whorl.deadlines import Deadline, DeadlinePassed, in_time
-from whorl.encoding import Encoding
 from whorl.kspace.coilmaps import maps_from_centre
 from whorl.kspace.coils import combine
 from whorl.kspace.nufft import make_nufft
@@ -29,6 +26,8 @@ from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.physics.precision import as_real, relative_sd, sensitivity
+from whorl.pipeline.deadlines import Deadline, DeadlinePassed, in_time
+from whorl.pipeline.encoding import Encoding
 from whorl.recon import methods
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.corrected import Start, advance, corrected_start, corrected_starts, joint_phase
@@ -40,6 +39,7 @@ from whorl.recon.normal import GramNormal, is_real, make_normal
 from whorl.recon.slicedata import Estimate, SliceData
 from whorl.recon.tuning import PRESETS, USUAL, Preset, choose, worth_trying
 from whorl.recon.uncertainty import SecondScan, covariance_of
+from whorl.runtime.cores import spread
 from whorl.scan.failure import ScanError
 
 _logger = logging.getLogger("whorl")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.config import Settings
-from whorl.encoding import ROVIR_BLOCK, make_compression
 from whorl.kspace.coils import NoiseStatistics, dependent_coils, whitening_matrix
 from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
+from whorl.pipeline.encoding import ROVIR_BLOCK, make_compression
 from whorl.scan import resolve
 from whorl.scan.arrivals import Placed, ScanCounter
 from whorl.scan.failure import ScanError

@@ -9,11 +9,11 @@ import ismrmrd
 import numpy as np
 import pytest
 
-import whorl.collecting
+import whorl.pipeline.collecting
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics
-from whorl.pipeline import find_protocol, reconstruct_scan
+from whorl.pipeline.scan import find_protocol, reconstruct_scan
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally, usable
 from whorl.scan.readout import Readout
@@ -193,19 +193,19 @@ def test_a_readout_with_the_number_of_another_slice(scan: Scan, untouched: Resul
 def test_garbage_in_the_slice_number_does_not_open_slices_without_end(
     scan: Scan, untouched: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whorl.collecting, "_MOST_OPEN", 8)
+    monkeypatch.setattr(whorl.pipeline.collecting, "_MOST_OPEN", 8)
     extra = scan.imaging[:20]
     scan.take(np.insert(np.arange(len(scan.heads)), extra + 30, extra))
     places = extra + 30 + np.arange(20)
     scan.heads["idx"]["slice"][places] = 100 + np.arange(20)
-    real = whorl.collecting.SliceBuffer
+    real = whorl.pipeline.collecting.SliceBuffer
     opened: list[object] = []
 
     def count(*arguments: object, **named: object) -> object:
         opened.append(1)
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(whorl.collecting, "SliceBuffer", count)
+    monkeypatch.setattr(whorl.pipeline.collecting, "SliceBuffer", count)
     result = scan.run()
     assert len(opened) == 8
     assert result.slices() == [0]

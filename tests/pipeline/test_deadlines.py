@@ -12,11 +12,11 @@ import ismrmrd
 import numpy as np
 import pytest
 
-import whorl.reconstruction
+import whorl.pipeline.slices
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
-from whorl.deadlines import Deadline, DeadlinePassed, in_time
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.deadlines import Deadline, DeadlinePassed, in_time
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.scan.readout import Readout
 
 #: How long a fit hangs: much longer than any deadline here, and than the rest of a scan.
@@ -35,7 +35,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         released.wait(HANGS_S)
         raise RuntimeError("released")
 
-    monkeypatch.setattr(whorl.reconstruction, "fit_inr", hang)
+    monkeypatch.setattr(whorl.pipeline.slices, "fit_inr", hang)
     return released
 
 
@@ -87,7 +87,7 @@ def test_a_deadline_of_a_scan_that_is_kept_changes_nothing(scan: Scan) -> None:
 
 
 def test_a_late_fit_costs_the_next_slice_nothing(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = whorl.reconstruction.fit_inr, []
+    real, calls = whorl.pipeline.slices.fit_inr, []
 
     def hang_once(*arguments: object, **named: object) -> object:
         calls.append(1)
@@ -95,7 +95,7 @@ def test_a_late_fit_costs_the_next_slice_nothing(scan: Scan, monkeypatch: pytest
             time.sleep(8)
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(whorl.reconstruction, "fit_inr", hang_once)
+    monkeypatch.setattr(whorl.pipeline.slices, "fit_inr", hang_once)
     scan.two_slices()
     images: list[ismrmrd.Image] = []
     first_sent = threading.Event()
@@ -202,7 +202,7 @@ def test_work_that_is_late_is_left_alone_even_if_the_deadline_was_not_known_at_f
 def test_work_that_hangs_does_not_keep_the_process() -> None:
     program = (
         "import time\n"
-        "from whorl.deadlines import Deadline, DeadlinePassed, in_time\n"
+        "from whorl.pipeline.deadlines import Deadline, DeadlinePassed, in_time\n"
         "try:\n"
         "    in_time(lambda: time.sleep(1000), Deadline(time.monotonic() + 0.2), 'work')\n"
         "except DeadlinePassed:\n"
@@ -221,7 +221,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise FloatingPointError("it came to nothing")
 
-    monkeypatch.setattr(whorl.reconstruction, "fit_inr", fail)
+    monkeypatch.setattr(whorl.pipeline.slices, "fit_inr", fail)
 
 
 @pytest.mark.parametrize("settings", [{}, {"deadline_s": FAR_LESS_S}, {"uncertainty": "true"}])
@@ -246,7 +246,7 @@ def test_where_both_fail_low_rank_maps_are_sent(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(whorl.reconstruction.methods, "llr", fail)
+    monkeypatch.setattr(whorl.pipeline.slices.methods, "llr", fail)
     result = scan.run(method="inr", fallback="llr")
     for role in QUANTITIES:
         image = result.of(role)

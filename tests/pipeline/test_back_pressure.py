@@ -15,12 +15,12 @@ from typing import Any
 import ismrmrd
 import pytest
 
-import whorl.pipeline
+import whorl.pipeline.scan
 from scan_edit import Scan
 from whorl.config import Settings
 from whorl.kspace.slicebuffer import SliceBuffer
-from whorl.pipeline import Outcome, reconstruct_scan
-from whorl.reconstruction import SliceResult
+from whorl.pipeline.scan import Outcome, reconstruct_scan
+from whorl.pipeline.slices import SliceResult
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import Readout
 
@@ -144,7 +144,7 @@ def test_a_dictionary_that_is_never_there(long: Scan, monkeypatch: pytest.Monkey
         time.sleep(0.2)  # the first slices are handed over by then
         raise ValueError("no such physics")
 
-    monkeypatch.setattr(whorl.pipeline, "get_dictionary", fail)
+    monkeypatch.setattr(whorl.pipeline.scan, "get_dictionary", fail)
     result = in_time(lambda: reconstruct(long, lambda image: None))
     failures = (str(result),) if isinstance(result, ScanError) else result.failures
     assert all("no such physics" in text for text in failures)
@@ -186,7 +186,7 @@ from pathlib import Path
 import numpy as np
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
-from whorl.pipeline import reconstruct_scan
+from whorl.pipeline.scan import reconstruct_scan
 from whorl.scan.readout import Readout
 
 path, n_slices = sys.argv[1], int(sys.argv[2])

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whorl.collecting import HARMLESS, Collector, Part, Report
 from whorl.config import Settings
-from whorl.dictionaries import dictionary_parameters, get_dictionary
-from whorl.encoding import Encoder, Encoding
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.physics.dictionary import Dictionary
+from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
+from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
+from whorl.pipeline.encoding import Encoder, Encoding
+from whorl.pipeline.slices import is_tuned, reconstruct_slice
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
-from whorl.reconstruction import is_tuned, reconstruct_slice
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
 from whorl.scan.protocol import Item, Protocol, gather
@@ -70,7 +70,7 @@ class SliceSummary:
     object_share
         Share of the image that the object fills.
     status, notes
-        Of its low-rank maps; see `whorl.reconstruction.SliceResult`.
+        Of its low-rank maps; see `whorl.pipeline.slices.SliceResult`.
     """
 
     name: str

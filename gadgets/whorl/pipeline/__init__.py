@@ -1,0 +1,1 @@
+"""What runs a scan: collecting it, its dictionary, its slices, their deadlines."""

@@ -1,0 +1,1 @@
+"""What the machine lends: cores, memory, lines of the log."""

@@ -1,0 +1,1 @@
+"""What a person looks at: inspection, comparison, demo, report on a dictionary."""
