@@ -19,11 +19,11 @@ from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics, dependent_coils, whitening_matrix
 from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
 from whorl.pipeline.encoding import ROVIR_BLOCK, make_compression
+from whorl.pipeline.protocol import Protocol, Sources, settle
 from whorl.scan import resolve
 from whorl.scan.arrivals import Placed, ScanCounter
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally
-from whorl.scan.protocol import Protocol, Sources, settle
 from whorl.scan.readout import Flag, Readout
 
 _logger = logging.getLogger("whorl")

@@ -19,10 +19,10 @@ from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
 from whorl.kspace.rovir import low_resolution_images, region_energies, rovir_matrix
 from whorl.kspace.slicebuffer import Compress
+from whorl.pipeline.protocol import Sources
 from whorl.scan.failure import ScanError
 from whorl.scan.girf import Girf, corrected, read_girf
 from whorl.scan.header import Header
-from whorl.scan.protocol import Sources
 from whorl.scan.trajectory import resolve_units, to_recon_pixels
 
 #: Readouts of which the virtual coils are chosen by region: enough for a full set of interleaves, whatever

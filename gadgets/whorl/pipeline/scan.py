@@ -33,6 +33,7 @@ from whorl.pipeline.deadlines import Deadline, in_time
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.pipeline.encoding import Encoder, Encoding
 from whorl.pipeline.fitting import record_fit
+from whorl.pipeline.protocol import Protocol, Sources, gather, settle
 from whorl.pipeline.slices import B1Field, SliceResult, is_tuned, reconstruct_slice
 from whorl.recon.inr import warm_up
 from whorl.recon.pointspread import check_order
@@ -40,7 +41,6 @@ from whorl.runtime.logs import current_scan
 from whorl.scan.arrivals import ScanCounter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally, UnusableScan
-from whorl.scan.protocol import Protocol, Sources, gather, settle
 from whorl.scan.readout import Flag, Readout
 from whorl.scan.train import Train
 from whorl.scan.transmit import read_b1_map

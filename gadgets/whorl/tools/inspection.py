@@ -22,11 +22,11 @@ from whorl.physics.dictionary import Dictionary
 from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
 from whorl.pipeline.encoding import Encoder, Encoding
+from whorl.pipeline.protocol import Item, Protocol, gather
 from whorl.pipeline.slices import is_tuned, reconstruct_slice
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
-from whorl.scan.protocol import Item, Protocol, gather
 from whorl.scan.readout import Readout
 
 #: Correlation of two coils, and SD of one relative to the median, from which on they are worth a word.
