@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from pulseq_files import write_sequence
 from scan_edit import Scan
 from whorl import __version__
 from whorl.cli import main
-from whorl.config import Settings
+from whorl.config import PROPERTIES, Settings, SettingsError, properties_from_json
 from whorl.doors.files import read_images
 from whorl.simulation.scan import read_truth
 
@@ -59,9 +62,125 @@ def test_version() -> None:
 
 
 def test_properties_lists_all() -> None:
-    result = whorl("properties")
-    assert result.exit_code == 0
-    assert [line.split(" = ")[0] for line in result.output.splitlines()] == [f.name for f in fields(Settings)]
+    lines = whorl("properties").output.splitlines()
+    # Names stand in the margin of two columns, headings at the edge.
+    assert re.findall(r"^  (\w+)", "\n".join(lines), re.M) == [f.name for f in fields(Settings)]
+    groups = dict.fromkeys(known.group for known in PROPERTIES.values())
+    assert [line for line in lines if line and line[0] != " "][: len(groups)] == list(groups)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_properties_are_wrapped_beside_their_names(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = whorl("properties").output.splitlines()
+    # The longest line is less than the longest word away from the edge.
+    assert columns - 20 < max(len(line) for line in lines) <= columns
+    names = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    margin = 4 + max(len(name) for name in names)
+    beside = [line for line in lines if line.startswith("  ")]
+    assert all(line[margin - 1] == " " != line[margin] for line in beside)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("method", "[one of inr, llr, lowrank; default inr]"),
+        ("t1_min_ms", "[number in ms, at least 1; default 20]"),
+        ("ridge", "[number, at least 0; default 0.0001]"),
+        ("rgb", "[true or false; default false; maps unchanged]"),
+        ("girf", "[path; default empty; not over the network]"),
+        ("cache_mb", "[whole number in MiB, at least 0; default 512; not over the network; maps unchanged]"),
+        ("spoiler_cycles_per_mm", "[number in cycles/mm, 0 to 1000; default 0]"),
+    ],
+)
+def test_what_is_said_of_one_property(name: str, says: str) -> None:
+    output = whorl("properties", name).output
+    unwrapped = " ".join(output.split())
+    assert says in unwrapped
+    assert PROPERTIES[name].text in unwrapped
+
+
+def test_some_properties_alone() -> None:
+    result = whorl("properties", "girf", "method", "girf")
+    assert re.findall(r"^  (\w+)", result.output, re.M) == ["method", "girf"]
+    found = json.loads(whorl("properties", "--json", "girf", "method").output)
+    assert [known["name"] for known in found] == ["method", "girf"]
+
+
+def test_a_property_that_does_not_exist() -> None:
+    for options in ([], ["--json"]):
+        result = whorl("properties", "method", "n_coefs", *options)
+        assert result.exit_code == 2
+        assert 'unknown property "n_coefs", did you mean "n_coefficients"?' in result.output
+
+
+# --- What a program can do with the JSON alone -------------------------------------------------------------
+
+#: Ends of a range that contradict the defaults of others: what goes with them.
+_COMPANY: dict[tuple[str, str], dict[str, object]] = {
+    ("t1_max_ms", "low"): {"t1_min_ms": 1, "t2_min_ms": 0.5},
+    ("t2_max_ms", "low"): {"t2_min_ms": 0.5},
+    ("b1_min", "high"): {"b1_max": 3},
+    ("b1_max", "low"): {"b1_min": 0.1},
+    ("diffusion_um2_per_ms", "high"): {"spoiler_cycles_per_mm": 1},
+    ("spoiler_cycles_per_mm", "high"): {"diffusion_um2_per_ms": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, dict[str, Any]]:
+    return {known["name"]: known for known in json.loads(whorl("properties", "--json").output)}
+
+
+def test_the_document_has_all_properties_and_all_about_them(document: dict[str, dict[str, Any]]) -> None:
+    assert list(document) == [f.name for f in fields(Settings)]
+    about = {"group", "type", "choices", "low", "high", "unit", "default", "local", "changes_maps", "text"}
+    assert all(set(known) == {"name", *about} for known in document.values())
+
+
+def test_the_defaults_together_are_the_settings(document: dict[str, dict[str, Any]]) -> None:
+    defaults = {name: known["default"] for name, known in document.items()}
+    assert Settings.from_properties(defaults) == Settings()
+    # As a FIRE text, and over a network those that may come by it.
+    text = json.dumps({"parameters": {n: v for n, v in defaults.items() if not document[n]["local"]}})
+    assert Settings.from_properties(properties_from_json(text), local=False) == Settings()
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_default_and_each_choice_are_accepted(name: str, document: dict[str, dict[str, Any]]) -> None:
+    known = document[name]
+    python = {"integer": int, "number": float, "boolean": bool}.get(known["type"], str)
+    for value in (known["default"], *known["choices"]):
+        accepted = getattr(Settings.from_properties({name: value}), name)
+        assert accepted == value
+        assert type(accepted) is python
+    if known["choices"]:
+        with pytest.raises(SettingsError, match=f'property "{name}" is "none of them": expected one of'):
+            Settings.from_properties({name: "none of them"})
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_the_ends_of_a_range_belong_to_it(name: str, document: dict[str, dict[str, Any]]) -> None:
+    known = document[name]
+    for end, beyond in (("low", -1), ("high", 1)):
+        value = known[end]
+        if value is None:
+            continue
+        company = _COMPANY.get((name, end), {})
+        assert getattr(Settings.from_properties({**company, name: value}), name) == value
+        outside = value + beyond if known["type"] == "integer" else math.nextafter(value, beyond * math.inf)
+        with pytest.raises(SettingsError, match=f'property "{name}" is ".*": expected'):
+            Settings.from_properties({**company, name: outside})
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_what_is_local_is_not_taken_from_the_network(name: str, document: dict[str, dict[str, Any]]) -> None:
+    value = document[name]["default"] or ("x" if document[name]["type"] == "path" else 1)
+    if document[name]["local"]:
+        with pytest.raises(SettingsError, match=f'property "{name}" .* not taken from the network'):
+            Settings.from_properties({name: value}, local=False)
+    else:
+        Settings.from_properties({name: document[name]["default"]}, local=False)
 
 
 def test_something_lost_is_exit_code_3(scan: Scan, tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import typing
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from whorl.config import (
+    PROPERTIES,
     Settings,
     SettingsError,
-    describe,
     id_of,
     properties_from_environment,
     properties_from_json,
@@ -168,8 +167,8 @@ def test_json_that_is_refused(text: str | bytes) -> None:
 
 
 def test_each_choice_can_be_made_in_any_case() -> None:
-    for name, hint in typing.get_type_hints(Settings).items():
-        for choice in typing.get_args(hint):
+    for name, known in PROPERTIES.items():
+        for choice in known.choices:
             assert getattr(Settings.from_properties({name: f" {choice.upper()} "}), name) == choice
     # A keyboard without the sign.
     assert Settings.from_properties({"trajectory_units": "+-1"}).trajectory_units == "±1"
@@ -184,9 +183,50 @@ def test_the_digest_tells_settings_apart() -> None:
 
 
 def test_all_are_described() -> None:
-    lines = describe().splitlines()
-    assert [line.split(" = ")[0] for line in lines] == [f.name for f in fields(Settings)]
-    assert all(len(line.split("  ", 1)[1]) >= 10 for line in lines)
+    assert list(PROPERTIES) == [f.name for f in fields(Settings)]
+    assert all(len(known.text) >= 10 for known in PROPERTIES.values())
+
+
+def test_each_group_is_one_block() -> None:
+    groups = [known.group for known in PROPERTIES.values()]
+    starts = [group for before, group in zip([None, *groups], groups, strict=False) if group != before]
+    assert len(starts) == len(set(starts)) > 1
+    assert all(starts)
+
+
+#: Units that stand in a name as its end, the longest end first: um2_per_ms ends with ms too.
+_ENDS = {
+    "_um2_per_ms": "µm²/ms",
+    "_cycles_per_mm": "cycles/mm",
+    "_deg": "deg",
+    "_mm": "mm",
+    "_ms": "ms",
+    "_us": "µs",
+    "_mb": "MiB",
+    "_s": "s",
+}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_unit_is_that_of_the_name(name: str) -> None:
+    found = next((unit for end, unit in _ENDS.items() if name.endswith(end)), None)
+    if found is None:  # then it is none of those that a name says
+        assert PROPERTIES[name].unit not in _ENDS.values()
+    else:
+        assert PROPERTIES[name].unit == found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (None, None, ""),
+        (0.5, None, "at least 0.5"),
+        (None, 3, "at most 3"),
+        (-1, 100000, "-1 to 100000"),
+    ],
+)
+def test_a_range_in_words(low: float | None, high: float | None, says: str) -> None:
+    assert replace(PROPERTIES["ridge"], low=low, high=high).bounds == says
 
 
 @pytest.mark.parametrize(

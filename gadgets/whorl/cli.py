@@ -6,10 +6,13 @@ degraded, a fall-back, or missing.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,11 +22,13 @@ import click
 
 from whorl import __version__
 from whorl.config import (
+    PROPERTIES,
+    Property,
     Settings,
     SettingsError,
-    describe,
     properties_from_environment,
     properties_from_xml,
+    property_of,
 )
 from whorl.scan.failure import ScanError
 
@@ -755,6 +760,62 @@ def export(
 
 
 @main.command()
-def properties() -> None:
-    """List all properties with their defaults."""
-    click.echo(describe())
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, for programs.")
+def properties(names: tuple[str, ...], as_json: bool) -> None:
+    """List properties with their choices or ranges, units and defaults; without a NAME all of them."""
+    asked = {property_of(name).name for name in names}
+    shown = [known for known in PROPERTIES.values() if not names or known.name in asked]
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps([asdict(known) for known in shown], indent=2))
+        return
+    width = shutil.get_terminal_size().columns  # 80 where there is no terminal
+    margin = max(len(known.name) for known in shown) + 4
+    lines = []
+    for group, members in itertools.groupby(shown, key=lambda known: known.group):
+        lines += [click.style(group, bold=True), ""]
+        for known in members:
+            lines += [_wrapped(known.text, width, margin, known.name), _wrapped(_facts(known), width, margin)]
+        lines.append("")
+    lines.append(
+        textwrap.fill(
+            "Unless it says otherwise, a property may come over the network and changes the maps.", width
+        )
+    )
+    click.echo("\n".join(lines))
+
+
+_TYPES = {"boolean": "true or false", "integer": "whole number"}
+
+
+def _facts(known: Property) -> str:
+    """Type or choices, unit, range and default of a property, as `--help` shows such things."""
+    kind = f"one of {', '.join(known.choices)}" if known.choices else _TYPES.get(known.type, known.type)
+    kind += f" in {known.unit}" if known.unit else ""
+    kind += f", {known.bounds}" if known.bounds else ""
+    default = known.default
+    if isinstance(default, bool):
+        default = str(default).lower()
+    elif isinstance(default, float):
+        default = f"{default:.15g}"
+    facts = [kind, f"default {default}" if default != "" else "default empty"]
+    if known.local:
+        facts.append("not over the network")
+    if not known.changes_maps:
+        facts.append("maps unchanged")
+    return f"[{'; '.join(facts)}]"
+
+
+def _wrapped(text: str, width: int, margin: int, name: str = "") -> str:
+    """A text beside a margin, in which a name may stand."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=f"  {name}".ljust(margin),
+        subsequent_indent=" " * margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -4,6 +4,7 @@ A property has the same name here, in a Gadgetron configuration (`<property name
 the JSON parameters of FIRE and behind `-p` on the command line.
 """
 
+# ruff: noqa: PIE794 (each group of settings binds `_setting` anew; mypy still finds a field that is there twice)
 from __future__ import annotations
 
 import difflib
@@ -13,7 +14,8 @@ import os
 import typing
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -22,16 +24,26 @@ class SettingsError(ValueError):
     """A property that does not exist, or a value that cannot be used; the text is for the operator."""
 
 
-def _setting(
+def _setting_of(
+    group: str,
     default: Any,
     text: str,
     *,
     low: float | None = None,
     high: float | None = None,
+    unit: str = "",
     local: bool = False,
     changes_maps: bool = True,
 ) -> Any:
-    metadata = {"text": text, "low": low, "high": high, "local": local, "changes_maps": changes_maps}
+    metadata = {
+        "group": group,
+        "low": low,
+        "high": high,
+        "unit": unit,
+        "local": local,
+        "changes_maps": changes_maps,
+        "text": text,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -43,7 +55,7 @@ _SEED = {"start": "adjoint", "head": "image", "fit": "adam"}
 class Settings:
     """The settings of one reconstruction. Zero or empty means "decided from the scan" where it says so."""
 
-    # What is made
+    _setting = partial(_setting_of, "What is made")
     method: Literal["inr", "llr", "lowrank"] = _setting("inr", "reconstruction of the subspace images")
     preset: Literal["auto", "low_noise", "normal", "high_noise", "seed"] = _setting(
         "auto",
@@ -54,18 +66,23 @@ class Settings:
         8.0,
         "time for one slice: preset=auto tries settings while half of it is left, else takes normal ones",
         low=0,
+        unit="s",
     )
     output_dtype: Literal["uint16", "float32"] = _setting(
         "uint16", "pixels: scaled integers, or physical values with slope 1"
     )
     deadline_s: float = _setting(
-        0.0, "time for one slice after its last readout; then its low-rank maps are sent; 0: none", low=0
+        0.0,
+        "time for one slice after its last readout; then its low-rank maps are sent; 0: none",
+        low=0,
+        unit="s",
     )
     scan_deadline_s: float = _setting(
         0.0,
         "time for all slices after the end of the scan; then low-rank maps are sent of those that are not "
         "ready; 0: none",
         low=0,
+        unit="s",
     )
     fallback: Literal["lowrank", "llr"] = _setting(
         "lowrank",
@@ -101,12 +118,17 @@ class Settings:
         False, "a readable status image if nothing else can be sent", changes_maps=False
     )
 
-    # The stream
+    _setting = partial(_setting_of, "The stream")
     idle_timeout_s: float = _setting(
-        600.0, "longest silence of a sender within a scan", low=0.1, local=True, changes_maps=False
+        600.0, "longest silence of a sender within a scan", low=0.1, unit="s", local=True, changes_maps=False
     )
     scan_timeout_s: float = _setting(
-        14400.0, "longest time of a scan from its header to its end", low=0.1, local=True, changes_maps=False
+        14400.0,
+        "longest time of a scan from its header to its end",
+        low=0.1,
+        unit="s",
+        local=True,
+        changes_maps=False,
     )
     spool: str = _setting(
         "",
@@ -115,11 +137,13 @@ class Settings:
         changes_maps=False,
     )
     spool_scans: int = _setting(
-        20, "scans kept there, the oldest are removed", low=1, local=True, changes_maps=False
+        20, "scans kept in the spool, the oldest are removed", low=1, local=True, changes_maps=False
     )
-    spool_mb: int = _setting(20480, "size of that folder in MiB", low=1, local=True, changes_maps=False)
+    spool_mb: int = _setting(
+        20480, "largest size of the spool", low=1, unit="MiB", local=True, changes_maps=False
+    )
 
-    # What was scanned, where the stream does not say it or says it wrongly
+    _setting = partial(_setting_of, "What was scanned, where the stream does not say it or says it wrongly")
     sequence: str = _setting(
         "",
         "file with the train: CSV with columns flip_deg,tr_ms,te_ms, or a Pulseq .seq, which has the "
@@ -131,7 +155,9 @@ class Settings:
         "timepoints at the start of the train that are used, whether more were measured or not; 0: all",
         low=0,
     )
-    inversion_time_ms: float = _setting(-1.0, "inversion delay; 0: no inversion; -1: from the header", low=-1)
+    inversion_time_ms: float = _setting(
+        -1.0, "inversion delay; 0: no inversion; -1: from the header", low=-1, unit="ms"
+    )
     timepoint: Literal["auto", "user_int", "repetition", "contrast", "set", "arrival"] = _setting(
         "auto", "counter that numbers the timepoints"
     )
@@ -156,12 +182,13 @@ class Settings:
         "angle from one arm to the next where only one interleaf is known; 0: 360 / number of arms",
         low=-360,
         high=360,
+        unit="deg",
     )
     gradient_delay_x_us: float = _setting(
-        0.0, "time by which the gradient along kx lags the samples", low=-100, high=100
+        0.0, "time by which the gradient along kx lags the samples", low=-100, high=100, unit="µs"
     )
     gradient_delay_y_us: float = _setting(
-        0.0, "time by which the gradient along ky lags the samples", low=-100, high=100
+        0.0, "time by which the gradient along ky lags the samples", low=-100, high=100, unit="µs"
     )
     girf: str = _setting(
         "",
@@ -169,7 +196,7 @@ class Settings:
         local=True,
     )
     girf_raster_us: float = _setting(
-        10.0, "raster of a response whose file does not say it", low=0.1, high=1000
+        10.0, "raster of a response whose file does not say it", low=0.1, high=1000, unit="µs"
     )
     density: Literal["attached", "computed"] = _setting(
         "attached", "density compensation: third trajectory column if there is one, or always computed"
@@ -188,11 +215,11 @@ class Settings:
     )
     min_readouts: float = _setting(0.9, "share of the timepoints that a slice must have", low=0.05, high=1)
 
-    # Signal model
-    t1_min_ms: float = _setting(20.0, "shortest T1 of the dictionary", low=1)
-    t1_max_ms: float = _setting(5000.0, "longest T1 of the dictionary", low=1)
-    t2_min_ms: float = _setting(4.0, "shortest T2 of the dictionary", low=0.5)
-    t2_max_ms: float = _setting(3000.0, "longest T2 of the dictionary", low=0.5)
+    _setting = partial(_setting_of, "Signal model")
+    t1_min_ms: float = _setting(20.0, "shortest T1 of the dictionary", low=1, unit="ms")
+    t1_max_ms: float = _setting(5000.0, "longest T1 of the dictionary", low=2, unit="ms")
+    t2_min_ms: float = _setting(4.0, "shortest T2 of the dictionary", low=0.5, unit="ms")
+    t2_max_ms: float = _setting(3000.0, "longest T2 of the dictionary", low=1, unit="ms")
     dictionary_step: float = _setting(
         0.05, "relative step of T1 and T2 in the dictionary", low=0.005, high=0.3
     )
@@ -219,10 +246,18 @@ class Settings:
         4.0, "duration times bandwidth of the pulse (sinc, rf_shape)", low=0.5, high=100
     )
     diffusion_um2_per_ms: float = _setting(
-        0.0, "diffusion coefficient; needs spoiler_cycles_per_mm; 0: no diffusion", low=0, high=100
+        0.0,
+        "diffusion coefficient; needs spoiler_cycles_per_mm; 0: no diffusion",
+        low=0,
+        high=100,
+        unit="µm²/ms",
     )
     spoiler_cycles_per_mm: float = _setting(
-        0.0, "dephasing by the spoiler in each TR, for diffusion_um2_per_ms", low=0, high=1000
+        0.0,
+        "dephasing by the spoiler in each TR, for diffusion_um2_per_ms",
+        low=0,
+        high=1000,
+        unit="cycles/mm",
     )
     b1: Literal["nominal", "match"] = _setting(
         "nominal", "transmit field: as planned, or matched together with T1 and T2 and sent as a map"
@@ -233,8 +268,8 @@ class Settings:
         "(slices, y, x) or (y, x)",
         local=True,
     )
-    b1_min: float = _setting(0.7, "smallest B1 of the dictionary, where it has this axis", low=0.1, high=3)
-    b1_max: float = _setting(1.3, "largest B1 of the dictionary, where it has this axis", low=0.1, high=3)
+    b1_min: float = _setting(0.7, "smallest B1 of the dictionary, where it has this axis", low=0.1, high=2.9)
+    b1_max: float = _setting(1.3, "largest B1 of the dictionary, where it has this axis", low=0.2, high=3)
     b1_step: float = _setting(
         0.02, "step of B1 in the dictionary; wider ones are wrong at long T2", low=0.005, high=0.5
     )
@@ -245,10 +280,15 @@ class Settings:
         changes_maps=False,
     )
     cache_mb: int = _setting(
-        512, "size of that folder in MiB; 0: nothing is kept", low=0, local=True, changes_maps=False
+        512,
+        "largest size of the cache; 0: nothing is kept",
+        low=0,
+        unit="MiB",
+        local=True,
+        changes_maps=False,
     )
 
-    # k-space
+    _setting = partial(_setting_of, "k-space")
     compression: Literal["svd", "rovir", "off"] = _setting(
         "svd",
         "virtual coils: the strongest; those that favour rovir_region over what lies around it; or none",
@@ -278,7 +318,7 @@ class Settings:
         "auto", "where the arrays live; auto: a GPU if there is one"
     )
 
-    # Joint implicit neural representation
+    _setting = partial(_setting_of, "Joint implicit neural representation")
     start: Literal["corrected", "adjoint"] = _setting(
         "corrected", "what is fitted: x0 corrected for the interleaf order, or x0 as published"
     )
@@ -309,7 +349,7 @@ class Settings:
     log2_table: int = _setting(15, "entries of a level's table as a power of two (hash)", low=4, high=24)
     frequencies: int = _setting(64, "number of random frequencies (fourier)", low=1, high=4096)
     frequency_sigma: float = _setting(
-        5.0, "spread of the random frequencies in cycles per field of view (fourier)", low=0.1, high=1000
+        5.0, "spread of the random frequencies (fourier)", low=0.1, high=1000, unit="cycles/FOV"
     )
     sine_layers: int = _setting(4, "number of sine layers (siren)", low=1, high=16)
     sine_omega: float = _setting(30.0, "factor of the angles (siren)", low=0.1, high=1000)
@@ -322,12 +362,14 @@ class Settings:
     ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)
     seed: int = _setting(0, "seed of the initial weights, and of the blocks of llr", low=0, high=2**63 - 1)
 
-    # Locally low-rank
+    _setting = partial(_setting_of, "Locally low-rank")
     llr_lambda: float = _setting(
         0.7, "weight of the penalty, relative to the noise that the blocks of x0 show", low=0, high=1000
     )
-    llr_block: int = _setting(8, "edge of a block in pixels", low=2, high=64)
+    llr_block: int = _setting(8, "edge of a block", low=2, high=64, unit="pixels")
     llr_iterations: int = _setting(15, "iterations of llr", low=1, high=1000)
+
+    del _setting
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, object], *, local: bool = True) -> Settings:
@@ -345,23 +387,15 @@ class Settings:
         SettingsError
             For an unknown name (with the nearest one), an unreadable value or one out of its range.
         """
-        known = {f.name: f for f in fields(cls)}
-        hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
         for name, value in properties.items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                raise SettingsError(
-                    f'unknown property "{name}"'
-                    + (f', did you mean "{near[0]}"?' if near else f"; known are {', '.join(known)}")
-                )
-            meta = known[name].metadata
-            if meta["local"] and value and not local:
+            known = property_of(name)
+            if known.local and value and not local:
                 raise SettingsError(
                     f'property "{name}" concerns the machine that reconstructs and is not taken from the '
                     f"network: set it where the server is started"
                 )
-            values[name] = _coerce(name, value, hints[name], meta["low"], meta["high"])
+            values[name] = _coerce(known, value)
         if values.get("preset") == "seed":
             values = {**_SEED, **values}
         settings = cls(**values)
@@ -502,11 +536,92 @@ class Settings:
 #: `WHORL_PROPERTY_METHOD=lowrank` in the environment of a program is its default of `method`.
 ENVIRONMENT = "WHORL_PROPERTY_"
 
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """What is known of one setting: what `whorl properties` shows, and what its values are held against.
+
+    Parameters
+    ----------
+    name, group
+        As it is set, and the heading under which it stands.
+    type
+        choice, boolean, integer, number, text, or path (of a file or a folder).
+    choices
+        All that can be chosen; empty for other types.
+    low, high
+        Smallest and largest value, in `unit`; None: no limit.
+    unit
+        Empty if it has none.
+    default
+        What is taken if it is not set.
+    local
+        Whether it concerns the machine that reconstructs and is not taken from the network.
+    changes_maps
+        Whether the maps depend on it.
+    text
+        What it does.
+    """
+
+    name: str
+    group: str
+    type: str
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+    unit: str
+    default: bool | int | float | str
+    local: bool
+    changes_maps: bool
+    text: str
+
+    @property
+    def bounds(self) -> str:
+        """The range in words; empty if it has no limit."""
+        if self.low is None:
+            return "" if self.high is None else f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
+
+
+def _property(f: Field[Any], hint: Any) -> Property:
+    choices = typing.get_args(hint)
+    if choices:
+        kind = "choice"
+    elif hint is str:
+        kind = "path" if f.metadata["local"] else "text"
+    else:
+        kind = {bool: "boolean", int: "integer", float: "number"}[hint]
+    default: Any = f.default
+    return Property(name=f.name, type=kind, choices=choices, default=default, **f.metadata)
+
+
+_HINTS = typing.get_type_hints(Settings)
+#: All properties by name.
+PROPERTIES = {f.name: _property(f, _HINTS[f.name]) for f in fields(Settings)}
+
 #: Properties of the machine that reconstructs: files and limits.
-LOCAL = frozenset(f.name for f in fields(Settings) if f.metadata["local"])
+LOCAL = frozenset(name for name, known in PROPERTIES.items() if known.local)
 #: Of these, paths of files and folders; and the files alone, on which the maps depend.
-PATHS = frozenset(f.name for f in fields(Settings) if f.name in LOCAL and isinstance(f.default, str))
-FILES = frozenset(f.name for f in fields(Settings) if f.name in PATHS and f.metadata["changes_maps"])
+PATHS = frozenset(name for name, known in PROPERTIES.items() if known.type == "path")
+FILES = frozenset(name for name in PATHS if PROPERTIES[name].changes_maps)
+
+
+def property_of(name: str) -> Property:
+    """What is known of the property of this name.
+
+    Raises
+    ------
+    SettingsError
+        If there is none; with the nearest name.
+    """
+    if name not in PROPERTIES:
+        near = difflib.get_close_matches(name, PROPERTIES, n=1, cutoff=0.4)
+        raise SettingsError(
+            f'unknown property "{name}"'
+            + (f', did you mean "{near[0]}"?' if near else f"; known are {', '.join(PROPERTIES)}")
+        )
+    return PROPERTIES[name]
+
 
 #: What is read as true or false, in any case.
 _TRUTH = {
@@ -515,34 +630,33 @@ _TRUTH = {
 }
 
 
-def _coerce(name: str, value: object, hint: Any, low: float | None, high: float | None) -> Any:
-    """Read one value as the type of its field; `ValueError` in the operator's words."""
-    choices = typing.get_args(hint)
+def _coerce(known: Property, value: object) -> Any:
+    """Read one value as the type of its property; `SettingsError` in the operator's words."""
+    name, low, high = known.name, known.low, known.high
     if not isinstance(value, str | int | float):
         raise SettingsError(f'property "{name}" is {value!r}: expected a text or a number')
     text = str(value).strip()
-    if choices:
-        match = {c.lower(): c for c in choices}.get(text.lower().replace("+-1", "±1"))
+    if known.type == "choice":
+        match = {c.lower(): c for c in known.choices}.get(text.lower().replace("+-1", "±1"))
         if match is None:
-            raise SettingsError(f'property "{name}" is "{text}": expected one of {", ".join(choices)}')
+            raise SettingsError(f'property "{name}" is "{text}": expected one of {", ".join(known.choices)}')
         return match
-    if hint is str:
+    if known.type in ("text", "path"):
         return text
-    if hint is bool:
+    if known.type == "boolean":
         truth = _TRUTH.get(text.lower())
         if truth is None:
             raise SettingsError(f'property "{name}" is "{text}": expected true or false')
         return truth
     try:
-        number = _whole(text) if hint is int else float(text)
+        number = _whole(text) if known.type == "integer" else float(text)
     except ValueError as error:
-        kind = "a whole number" if hint is int else "a number"
+        kind = "a whole number" if known.type == "integer" else "a number"
         raise SettingsError(f'property "{name}" is "{text}": expected {kind}') from error
     if not (number == number and abs(number) != float("inf")):
         raise SettingsError(f'property "{name}" is "{text}": expected a finite number')
     if (low is not None and number < low) or (high is not None and number > high):
-        bounds = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-        raise SettingsError(f'property "{name}" is "{text}": expected {bounds}')
+        raise SettingsError(f'property "{name}" is "{text}": expected {known.bounds}')
     return number
 
 
@@ -628,12 +742,3 @@ def properties_from_json(text: str | bytes) -> dict[str, object]:
         raise SettingsError('the JSON parameters have no object "parameters"')
     names: dict[str, str] = {id_of(f.name): f.name for f in fields(Settings)}
     return {names.get(str(name).lower(), str(name)): value for name, value in parameters.items()}
-
-
-def describe() -> str:
-    """All properties with their defaults and meanings, one line each."""
-    return "\n".join(
-        f"{f.name} = {f.default!r}  {f.metadata['text']}"
-        for f in fields(Settings)
-        if f.default is not MISSING
-    )

@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
-from whorl.config import Settings, SettingsError, id_of
+from whorl.config import PROPERTIES, Settings, SettingsError, id_of
 from whorl.scan.failure import ScanError
 
 #: Name of the label.
@@ -203,7 +203,6 @@ def check(made: Mapping[str, Any]) -> None:
 
 
 def _parameters(settings: Settings) -> list[dict[str, Any]]:
-    meanings = {field.name: str(field.metadata["text"]) for field in fields(Settings)}
     found: list[dict[str, Any]] = []
     for name, (title, values) in _CHOICES.items():
         value = getattr(settings, name)
@@ -213,7 +212,7 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
         named = (
             values
             if default in values or not isinstance(value, float)
-            else {**values, default: f"{default} s"}
+            else {**values, default: f"{default} {PROPERTIES[name].unit}"}
         )
         found.append(
             {
@@ -222,7 +221,7 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
                 "type": "choice",
                 "values": [{"id": key, "name": {"en": said}} for key, said in named.items()],
                 "default": default,
-                "information": {"en": meanings[name]},
+                "information": {"en": PROPERTIES[name].text},
             }
         )
     for name, title in _SWITCHES.items():
@@ -232,7 +231,7 @@ def _parameters(settings: Settings) -> list[dict[str, Any]]:
                 "label": {"en": title},
                 "type": "boolean",
                 "default": bool(getattr(settings, name)),
-                "information": {"en": meanings[name]},
+                "information": {"en": PROPERTIES[name].text},
             }
         )
     return found
