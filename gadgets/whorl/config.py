@@ -48,7 +48,7 @@ def _setting_of(
 
 
 #: What preset=seed stands for.
-_SEED = {"start": "adjoint", "head": "image", "fit": "adam"}
+_SEED = {"start": "adjoint", "guide": "off", "head": "image", "fit": "adam"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,9 @@ class Settings:
 
     _setting = partial(_setting_of, "What is made")
     method: Literal["inr", "llr", "lowrank"] = _setting("inr", "reconstruction of the subspace images")
-    preset: Literal["auto", "low_noise", "normal", "high_noise", "seed"] = _setting(
-        "auto",
-        "settings of the INR: chosen for each slice by readouts that the fit has not seen; or those for a "
-        "level of noise; or seed: the data flow as published (start=adjoint, head=image, fit=adam)",
-    )
-    tuning_budget_s: float = _setting(
-        8.0,
-        "time for one slice: preset=auto tries settings while half of it is left, else takes normal ones",
-        low=0,
-        unit="s",
+    preset: Literal["default", "seed"] = _setting(
+        "default",
+        "seed: the data flow of the INR as published (start=adjoint, guide=off, head=image, fit=adam)",
     )
     output_dtype: Literal["uint16", "float32"] = _setting(
         "uint16", "pixels: scaled integers, or physical values with slope 1"
@@ -302,8 +295,10 @@ class Settings:
         "x and y limits of the region of interest as shares of the field of view, for instance "
         '"0.1 0.9 0.2 0.8"; empty: the field of view',
     )
-    coil_maps: Literal["walsh", "espirit"] = _setting(
-        "walsh", "coil maps from the centre of k-space: adaptive combination, or ESPIRiT"
+    coil_maps: Literal["polynomial", "walsh", "espirit"] = _setting(
+        "polynomial",
+        "coil maps: polynomials of the place fitted to the images of the coils; or from the centre of k-space "
+        "alone, by adaptive combination or ESPIRiT",
     )
     coil_maps_file: str = _setting(
         "",
@@ -311,9 +306,6 @@ class Settings:
         local=True,
     )
     nufft: Literal["auto", "finufft", "sigpy"] = _setting("auto", "NUFFT back end")
-    normal: Literal["auto", "gram", "toeplitz"] = _setting(
-        "auto", "form of the normal operator; auto: the faster one"
-    )
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "where the arrays live; auto: a GPU if there is one"
     )
@@ -323,7 +315,10 @@ class Settings:
         "corrected", "what is fitted: x0 corrected for the interleaf order, or x0 as published"
     )
     correction_steps: int = _setting(
-        -1, "conjugate-gradient steps of the corrected start; -1: by preset", low=-1, high=100
+        -1,
+        "conjugate-gradient steps of the corrected start; -1: 4, and 12 for an uneven order of interleaves",
+        low=-1,
+        high=100,
     )
     fit: Literal["varpro", "adam"] = _setting(
         "varpro", "output head solved in each iteration, or all weights by Adam"
@@ -331,20 +326,31 @@ class Settings:
     head: Literal["kspace", "image"] = _setting(
         "kspace", "output head at last fitted to the data in k-space, or as published to the images"
     )
-    head_steps: int = _setting(3, "conjugate-gradient steps of head=kspace", low=0, high=100)
+    guide: Literal["on", "off"] = _setting(
+        "on",
+        "whether the encoder begins with the images smoothed together where they are alike within their noise, "
+        "or with small random values",
+    )
     encoder: Literal["grid", "hash", "fourier", "siren"] = _setting(
         "grid",
         "of the coordinates: dense grids; hashed ones, where those do not fit; random Fourier features; "
         "sine layers",
     )
     iterations: int = _setting(
-        0, "iterations of the fit; 0: by preset for varpro, 300 for adam", low=0, high=100000
+        -1,
+        "iterations of the fit; -1: none for guide=on, 100 for varpro without, 300 for adam",
+        low=-1,
+        high=100000,
     )
-    levels: int = _setting(8, "resolution levels of the grid encoder", low=1, high=32)
-    features: int = _setting(4, "features of each level", low=1, high=64)
+    levels: int = _setting(
+        0, "resolution levels of the grid encoder; 0: 4 for guide=on, else 8", low=0, high=32
+    )
+    features: int = _setting(4, "features of each level for guide=off", low=1, high=64)
     base_resolution: int = _setting(16, "grid points of the coarsest level along the longer side", low=2)
     finest_resolution: int = _setting(
-        0, "grid points of the finest level along the longer side; 0: by preset", low=0
+        0,
+        "grid points of the finest level along the longer side; 0: one for each pixel for guide=on, else 96",
+        low=0,
     )
     log2_table: int = _setting(15, "entries of a level's table as a power of two (hash)", low=4, high=24)
     frequencies: int = _setting(64, "number of random frequencies (fourier)", low=1, high=4096)
@@ -353,7 +359,7 @@ class Settings:
     )
     sine_layers: int = _setting(4, "number of sine layers (siren)", low=1, high=16)
     sine_omega: float = _setting(30.0, "factor of the angles (siren)", low=0.1, high=1000)
-    hidden: int = _setting(64, "width of the MLP, size F of the joint feature vector", low=1, high=1024)
+    hidden: int = _setting(0, "width of the MLP; 0: 16 for guide=on, else 64", low=0, high=1024)
     learning_rate: float = _setting(
         0.0, "learning rate at the start; it falls to a tenth; 0: by encoder (grid 0.03)", low=0
     )
@@ -398,7 +404,13 @@ class Settings:
             values[name] = _coerce(known, value)
         if values.get("preset") == "seed":
             values = {**_SEED, **values}
+        if values.get("encoder", "grid") != "grid":
+            values.setdefault("guide", "off")
         settings = cls(**values)
+        if settings.guide == "on" and settings.encoder != "grid":
+            raise SettingsError(
+                f'encoder is "{settings.encoder}" and guide is on: the guide fills grids. Expected guide=off'
+            )
         if settings.n_coefficients == 1:
             raise SettingsError(
                 "n_coefficients is 1: expected 0 (by energy) or at least 2, else all atoms match"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from whorl.recon.heldout import without
 
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.nufft import make_nufft
 from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
-from whorl.recon.heldout import without
 from whorl.recon.uncertainty import SecondScan, covariance_of, folded_noise
 
 T, K, C, I, S, Y, X = 23, 3, 2, 4, 7, 12, 10  # noqa: E741 - the field's letters

@@ -110,7 +110,7 @@ class Server:
             if self._reconstruct is None:
                 # Seconds, once, before the first scan and not within it; who connects meanwhile is queued.
                 from whorl.pipeline.scan import reconstruct_scan
-                from whorl.recon.inr import warm_up
+                from whorl.runtime.torch_ready import warm_up
 
                 warm_up()
                 self._reconstruct = reconstruct_scan

@@ -34,10 +34,10 @@ from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary, p
 from whorl.pipeline.encoding import Encoder, Encoding
 from whorl.pipeline.fitting import record_fit
 from whorl.pipeline.protocol import Protocol, Sources, gather, settle
-from whorl.pipeline.slices import B1Field, SliceResult, is_tuned, reconstruct_slice
-from whorl.recon.inr import warm_up
+from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
 from whorl.recon.pointspread import check_order
 from whorl.runtime.logs import current_scan
+from whorl.runtime.torch_ready import warm_up
 from whorl.scan.arrivals import ScanCounter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally, UnusableScan
@@ -117,7 +117,7 @@ class _Scan:
             settled=self._settled,
             complete=self._hand_over,
             basis=self._basis_if_ready,
-            keep_held=hold_out or is_tuned(settings),
+            keep_held=False,
         )
         self._images = ImageMaker(self._header.recon, settings.output_dtype)
         pulse_shape(settings)  # what cannot be read shall not wait for the train
@@ -246,9 +246,9 @@ class _Scan:
                     ahead = self._provenance("lowrank", "complete", (), {"lowrank": after})
                     self._send_all(self._images.images(maps, head, ahead, preview=True))
 
-            def progress(iteration: int, iterations: int) -> None:
-                if iteration == iterations // 2:
-                    self._report.say("DBG", f"{part}: fit at iteration {iteration} of {iterations}")
+            def progress(what: str, done: int, of: int) -> None:
+                if done == of // 2:
+                    self._report.say("DBG", f"{part}: {what} {done} of {of}")
 
             result = reconstruct_slice(
                 kspace,

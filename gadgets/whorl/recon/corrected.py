@@ -1,26 +1,25 @@
-"""Corrected start: what the order of the interleaves did to the subspace images, taken out.
+"""Corrected start: what undersampling and the order of the interleaves did to the subspace images, taken out.
 
-A FISP train is real up to one phase, and so is its basis: all coefficients of a voxel share one
-phase. With a smooth estimate p of it the unknowns are real, half as many, and a few
-conjugate-gradient steps on ``Re(p* M N M p) z = Re(p* M b)`` suffice (M the object mask, N the
-normal operator, b = x0). They start from the calibrated images. The side lobes of an uneven order go,
-the noise halves. Half-way the coil maps and the phase are estimated anew: by the images of the coils that
-the estimate and its residual give.
+A FISP train is real up to one phase, and so is its basis: all coefficients of a voxel share one phase. With a
+smooth estimate p of it the unknowns z are real, half as many, and a few preconditioned conjugate-gradient
+steps on ``Re(p* M N M p) z = Re(p* M b)`` suffice (M the object mask, N the normal operator, b = x0). They
+start from the calibrated images. Where there is no common phase the unknowns are complex and p is 1.
 
-Letters: K coefficients, C coils, Y X pixels.
+Letters: K coefficients, C coils, J leading coefficients, H W pixels of the box around the object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from whorl.kspace.coilmaps import polynomial_maps
 from whorl.kspace.coils import combine, smooth
-from whorl.recon.slicedata import SliceData
+from whorl.recon.normal import Kernel, Normal
+from whorl.recon.slicedata import Progress, SliceData
 
 #: Width in pixels within which the object's phase is taken to be smooth.
 _PHASE_SIGMA = 3.0
@@ -29,7 +28,7 @@ _LOCAL_SIGMA = 1.0
 
 
 def joint_phase(images: Tensor, energies: Tensor) -> Tensor:
-    """Smooth phase factor `(Y, X)` that all coefficients of a voxel share.
+    """Smooth phase factor `(H, W)` that all coefficients of a voxel share.
 
     Half the angle of the smoothed sum of squares is known up to a sign, which the smoothed first
     coefficient decides.
@@ -37,9 +36,9 @@ def joint_phase(images: Tensor, energies: Tensor) -> Tensor:
     Parameters
     ----------
     images
-        Complex `(K, Y, X)`.
+        Complex `(J, H, W)`.
     energies
-        `(K,)`: weight of each coefficient.
+        `(J,)`: weight of each coefficient.
     """
     squares = smooth((energies.reshape(-1, 1, 1) * images * images).sum(0)[None], _PHASE_SIGMA)[0]
     phase = torch.polar(torch.ones_like(squares.real), squares.angle() / 2)
@@ -47,134 +46,181 @@ def joint_phase(images: Tensor, energies: Tensor) -> Tensor:
     return torch.where((phase.conj() * first).real < 0, -phase, phase)
 
 
-def imaginary_share(images: Tensor, phase: Tensor, mask: Tensor) -> float:
+def imaginary_share(images: Tensor, phase: Tensor, mask: Tensor) -> Tensor:
     """Energy share that a joint phase leaves in the imaginary part, within the mask: 0 to 1; 0.5
-    means that there is no common phase."""
-    turned = (phase.conj() * images)[:, mask]
-    return float(turned.imag.square().sum() / turned.abs().square().sum().clamp_min(1e-30))
+    means that there is no common phase (0-dimensional)."""
+    turned = phase.conj() * images * mask
+    return turned.imag.square().sum() / turned.abs().square().sum().clamp_min(1e-30)
 
 
 def conjugate_gradients(
-    operator: Callable[[Tensor], Tensor], right: Tensor, start: Tensor | None, steps: int
+    operator: Callable[[Tensor], Tensor],
+    right: Tensor,
+    start: Tensor,
+    steps: int,
+    *,
+    project: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    step_done: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A fixed number of steps for a Hermitian positive semidefinite `operator`, real or complex.
+    """A fixed number of steps on ``project(operator(z)) = project(right)``, whose operator must be Hermitian
+    and positive semidefinite.
 
     Never waits for the device. Where nothing is left of the residual, the rest of the steps change nothing.
+
+    Parameters
+    ----------
+    operator
+        From the unknowns to what is measured.
+    right
+        What was measured.
+    start
+        Unknowns to begin with.
+    project
+        From what is measured to the unknowns.
+    precondition
+        Approximate inverse, Hermitian and positive definite, on the unknowns.
+    step_done
+        Takes the number of each step that is done.
 
     Returns
     -------
     Tensor, Tensor
-        The solution, and the energy of the residual relative to that of `right` (0-dimensional).
+        The solution, and what it leaves of `right`.
     """
-    z = torch.zeros_like(right) if start is None else start.clone()
-    residual = right.clone() if start is None else right - operator(z)
-    direction = residual.clone()
-    energy = residual.abs().square().sum()
-    tiny = torch.finfo(energy.dtype).tiny
-    for _ in range(steps):
+    z, left = start.clone(), right - operator(start)
+    direction = torch.zeros_like(z)
+    previous: Tensor | None = None
+    for step in range(steps):
+        residual = project(left)
+        nearer = residual if precondition is None else precondition(residual)
+        energy = (residual.conj() * nearer).real.sum()
+        tiny = torch.finfo(energy.dtype).tiny
+        direction = nearer if previous is None else nearer + (energy / previous.clamp_min(tiny)) * direction
         image = operator(direction)
-        length = energy / (direction.conj() * image).real.sum().clamp_min(tiny)
+        length = energy / (direction.conj() * project(image)).real.sum().clamp_min(tiny)
         length = length.where(energy > 0, 0)
         z += length * direction
-        residual -= length * image
-        previous, energy = energy, residual.abs().square().sum()
-        direction = residual + (energy / previous.clamp_min(tiny)) * direction
-    return z, energy / right.abs().square().sum().clamp_min(tiny)
+        left -= length * image
+        previous = energy
+        if step_done is not None:
+            step_done(step + 1)
+    return z, left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """Real coefficients z `(K, Y, X)` and phase factor p `(Y, X)`: the subspace images are ``p z``.
+    """Coefficients z `(K, H, W)` and phase factor p `(H, W)`: the subspace images are ``p z``.
 
-    `residual` is the energy share that the latest steps left of the right side (0-dimensional).
+    `z` is real if there is a common phase. `left` is ``M (b - N p z)``, complex `(K, H, W)`.
     """
 
     data: SliceData
+    kernel: Kernel
     z: Tensor
     phase: Tensor
-    residual: Tensor | None = None
+    left: Tensor
 
-    @property
-    def images(self) -> Tensor:
-        """``p z``, `(K, Y, X)`."""
-        return self.phase * self.z
+    def image(self, z: Tensor) -> Tensor:
+        """``M N M p z``."""
+        return Normal(self.kernel, self.data.csm)(self.phase * (z * self.data.mask)) * self.data.mask
 
-    def operator(self, z: Tensor) -> Tensor:
-        """``Re(p* M N M p) z``."""
-        inside = self.data.mask.to(z.dtype)
-        return (self.phase.conj() * self.data.normal(self.phase * (inside * z))).real * inside
+    def project(self, images: Tensor) -> Tensor:
+        """``Re(p* M x)``; without a common phase ``M x``."""
+        turned = self.phase.conj() * images * self.data.mask
+        return turned if self.z.is_complex() else turned.real
 
-    @property
-    def right(self) -> Tensor:
-        """``Re(p* M b)``."""
-        return (self.phase.conj() * self.data.x0).real * self.data.mask.to(self.z.dtype)
+    def precondition(self, z: Tensor) -> Tensor:
+        return self.project(self.kernel.invert_roughly(self.phase * z))
 
 
-def begin(data: SliceData) -> Start:
-    """The calibrated images, real."""
-    phase = joint_phase(data.calibrated, data.energies)
-    return Start(data, (phase.conj() * data.calibrated).real * data.mask, phase)
+def begin(data: SliceData, kernel: Kernel, *, real: bool) -> Start:
+    """The calibrated images; coefficients beyond theirs are 0."""
+    J = len(data.calibrated)
+    one = torch.ones_like(data.csm[0])
+    phase = joint_phase(data.calibrated, data.energies[:J]) if real else one
+    turned = phase.conj() * data.calibrated * data.mask
+    z = (turned.real if real else turned).new_zeros(len(data.energies), *data.mask.shape)
+    z[:J] = turned.real if real else turned
+    return Start(data, kernel, z, phase, torch.zeros_like(data.coil_images[:, 0]))
 
 
-def advance(start: Start, steps: int) -> Start:
-    """Some conjugate-gradient steps."""
-    z, residual = conjugate_gradients(start.operator, start.right, start.z, steps)
-    return replace(start, z=z, residual=residual)
+def advance(start: Start, steps: int, step_done: Callable[[int], None] | None = None) -> Start:
+    """Some preconditioned conjugate-gradient steps."""
+    z, left = conjugate_gradients(
+        start.image,
+        start.data.x0 * start.data.mask,
+        start.z,
+        steps,
+        project=start.project,
+        precondition=start.precondition,
+        step_done=step_done,
+    )
+    return replace(start, z=z, left=left)
 
 
 def refine(start: Start) -> Start:
     """New coil maps and phase: of the images of each coil, which the residual has corrected."""
-    data, estimate = start.data, start.images * start.data.mask
-    inside = data.mask.to(start.z.dtype)
-    missed = data.coil_images - data.normal.coil_images(estimate)
-    corrected = estimate[:, None] * data.normal.csm + inside * missed  # (K, C, Y, X)
-    csm = data.normal.csm if data.estimate_maps is None else data.estimate_maps(corrected)
-    images = combine(corrected, csm)
-    together = smooth((start.z * images).sum(0)[None], _PHASE_SIGMA)[0]
-    phase = torch.polar(torch.ones_like(together.real), together.angle())
-    return replace(start, data=data.with_maps(csm), phase=phase)
+    data, J = start.data, len(start.data.calibrated)
+    estimate = start.phase * start.z * data.mask
+    missed = data.coil_images - Normal(start.kernel, data.csm).coil_images(estimate)
+    corrected = estimate[:, None] * data.csm + data.mask * missed  # (K, C, H, W)
+    csm = data.csm if data.fixed_maps else polynomial_maps(corrected[:J], data.mask, data.csm)
+    phase = start.phase
+    if not start.z.is_complex():
+        together = smooth((start.z * combine(corrected, csm)).sum(0)[None], _PHASE_SIGMA)[0]
+        phase = torch.polar(torch.ones_like(together.real), together.angle())
+    return replace(start, data=replace(data, csm=csm), phase=phase)
 
 
-def imaginary_around(start: Start) -> Tensor:
-    """Share `(Y, X)` of the energy around each pixel that the phase leaves imaginary, once the residual has
-    corrected the images."""
-    data, inside = start.data, start.data.mask.to(start.z.dtype)
-    estimate = start.images * inside
-    turned = start.phase.conj() * (estimate + inside * (data.x0 - data.normal(estimate)))
-    weights = data.energies.reshape(-1, 1, 1)
-    parts = torch.stack([turned.imag.square(), turned.abs().square()])  # (2, K, Y, X)
-    imaginary, both = smooth((weights * parts).sum(1), _LOCAL_SIGMA)
-    share: Tensor = imaginary / both.clamp_min(torch.finfo(both.dtype).tiny)
-    return share
-
-
-def corrected_starts(data: SliceData, steps: Sequence[int]) -> dict[int, Start]:
-    """Corrected starts by number of steps (ascending), each going on from the one before.
-
-    Coil maps and phase are refined after the first of several, or after half of the steps of a single one.
-    """
-    stages = [steps[0] // 2, *steps] if len(steps) == 1 and steps[0] > 1 else list(steps)
-    start = advance(begin(data), stages[0])
-    starts = {stages[0]: start}
-    if len(stages) > 1:
-        start = refine(start)
-    for before, goal in pairwise(stages):
-        start = advance(start, goal - before)
-        starts[goal] = start
-    return starts
-
-
-def corrected_start(data: SliceData, *, steps: int = 8) -> Start:
-    """Real coefficients and their joint phase.
+def corrected_start(
+    data: SliceData,
+    kernel: Kernel,
+    *,
+    steps: int,
+    refined_after: int = 0,
+    real: bool = True,
+    progress: Progress | None = None,
+) -> Start:
+    """Coefficients and their joint phase.
 
     Parameters
     ----------
+    kernel
+        Of the box, see `whorl.recon.normal.make_kernel`.
     steps
-        Conjugate-gradient steps; coil maps and phase are refined after half of them.
+        Conjugate-gradient steps.
+    refined_after
+        Steps after which coil maps and phase are estimated anew; 0: not at all.
+    real
+        Whether the coefficients have a common phase.
 
     References
     ----------
     Derivation in the head of this module; joint real subspace: Zhao et al., Magn Reson Med 79:933
     (2018), doi:10.1002/mrm.26701 (low-rank modelling of MRF), with the phase taken out first.
     """
-    return corrected_starts(data, [steps])[steps]
+    stages = [refined_after, steps - refined_after] if 0 < refined_after < steps else [steps]
+    start, done = begin(data, kernel, real=real), 0
+    for number, count in enumerate(stages):
+        if number:
+            start = refine(start)
+
+        def told(step: int, before: int = done) -> None:
+            if progress is not None:
+                progress("correction", before + step, steps)
+
+        start = advance(start, count, told)
+        done += count
+    return start
+
+
+def imaginary_around(start: Start) -> Tensor:
+    """Share `(H, W)` of the energy around each pixel that the phase leaves imaginary, once the residual has
+    corrected the images."""
+    turned = start.phase.conj() * (start.phase * start.z + start.left) * start.data.mask
+    weights = start.data.energies.reshape(-1, 1, 1)
+    parts = torch.stack([turned.imag.square(), turned.abs().square()])  # (2, K, H, W)
+    imaginary, both = smooth((weights * parts).sum(1), _LOCAL_SIGMA)
+    share: Tensor = imaginary / both.clamp_min(torch.finfo(both.dtype).tiny)
+    return share

@@ -141,6 +141,28 @@ class GridEncoder(Encoder):
             ]
         )
 
+    def fill(self, images: Tensor, mask: Tensor) -> None:
+        """Let the levels add up to images: each takes what the coarser ones have left (a Laplacian pyramid).
+
+        Parameters
+        ----------
+        images
+            `(D, Y, X)`.
+        mask
+            Boolean `(Y, X)`: pixels that count.
+
+        References
+        ----------
+        Burt & Adelson, IEEE Trans Commun 31:532 (1983), doi:10.1109/TCOM.1983.1095851.
+        """
+        weight = mask.to(images.dtype)
+        left = images * weight
+        with torch.no_grad():
+            for grid, (rows, columns) in zip(self.grids, self._read, strict=True):
+                near = rows.T @ weight @ columns.T
+                grid.copy_((rows.T @ left @ columns.T) / near.clamp_min(1e-3))
+                left = (left - rows @ grid @ columns) * weight
+
 
 class _SparseMatrix:
     """Constant matrix `(rows, columns)` with as many entries in each row, and its transpose.

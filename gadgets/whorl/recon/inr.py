@@ -1,10 +1,13 @@
 """One joint implicit neural representation (INR) of all subspace images.
 
 An encoder and a small MLP map each place to a joint feature vector φ(r); every subspace image
-is a linear combination of it, ``x_k(r) = w_kᵀ φ(r) + b_k``. It is fitted to the images x0 in the
+is a linear combination of it, ``x_k(r) = w_kᵀ φ(r) + b_k``. It is fitted to the images in the
 image domain, without training data and without k-space.
 
-Letters: K coefficients, Y X pixels, P pixels of the box around the object, F size of φ, J real images.
+With a guide (`whorl.recon.guide`) the encoder's grids are not random at the start: they hold the principal
+components of the guide, which are features of φ themselves as well.
+
+Letters: K coefficients, Y X pixels, P pixels that count, F size of φ, D features of a level, J real images.
 """
 
 from __future__ import annotations
@@ -21,9 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whorl.pipeline.deadlines import Deadline
-from whorl.recon.encoders import make_encoder
-from whorl.recon.mask import box_around
+from whorl.recon.encoders import GridEncoder, make_encoder
 
 _logger = logging.getLogger("whorl")
 
@@ -35,6 +36,8 @@ _ALL = slice(None)
 #: Learning rates by encoder. Those of `fourier` and `siren` are a compromise between a smooth object and one
 #: with edges (one seed each); 0.03 was the largest that was tried for `fourier`.
 _LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
+
+_GUIDED_RATE = 0.005
 
 #: Iterations on a GPU before they are captured: of each half two, so that all buffers exist.
 _BEFORE_CAPTURE = 4
@@ -114,12 +117,6 @@ def solve_head(features: Tensor, target: Tensor, ridge: float) -> Tensor:
     return head.to(features.dtype)
 
 
-def warm_up() -> None:
-    """Make PyTorch ready: its first optimiser imports its compiler, which takes longer than a second and is
-    better done while a scan still arrives."""
-    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
-
-
 @contextmanager
 def _stream_for(device: torch.device) -> Iterator[None]:
     """On a GPU, a stream of its own: what is captured as a graph may not touch the default stream."""
@@ -159,29 +156,50 @@ def _captured(steps: list[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
     return [*graphs]
 
 
+def principal_components(images: Tensor, mask: Tensor) -> Tensor:
+    """Principal components of the pixels of a mask, `(J, Y, X)`, the strongest first, each of unit variance and
+    mean 0 there, and 0 outside. One that does not vary stays small.
+
+    Parameters
+    ----------
+    images
+        Real `(J, Y, X)`.
+    mask
+        Boolean `(Y, X)`.
+    """
+    weight = mask.double()
+    centred = images.double() - (images * weight).sum((1, 2), keepdim=True) / weight.sum()
+    flat = (centred * weight).flatten(1)
+    variances, vectors = torch.linalg.eigh(flat @ flat.T / weight.sum())
+    variances = variances.flip(0).clamp_min(0)
+    scale = torch.maximum(variances, 1e-14 * variances[0]).clamp_min(1e-300).rsqrt()
+    return ((vectors.flip(1) * scale).T @ flat).reshape(images.shape).to(images.dtype)
+
+
 def fit_inr(
     coefficients: Tensor,
     mask: Tensor,
     *,
+    guide: Tensor | None = None,
+    share: float = 1.0,
     fit: str = "varpro",
     encoder: str = "grid",
-    iterations: int = 0,
-    levels: int = 8,
+    iterations: int = -1,
+    levels: int = 0,
     features: int = 4,
     base_resolution: int = 16,
-    finest_resolution: int = 128,
+    finest_resolution: int = 0,
     log2_table: int = 15,
     frequencies: int = 64,
     sigma: float = 5.0,
     layers: int = 4,
     omega: float = 30.0,
-    hidden: int = 64,
+    hidden: int = 0,
     learning_rate: float = 0.0,
     lambda_enc: float = 3e-6,
     lambda_mlp: float = 1e-6,
     ridge: float = 1e-4,
     seed: int = 0,
-    deadline: Deadline | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Watch | None = None,
 ) -> InrFit:
@@ -197,8 +215,18 @@ def fit_inr(
         `(K, Y, X)`: x0, complex, or real where a common phase has been taken out.
     mask
         Boolean `(Y, X)`: pixels that are fitted.
+    guide
+        Real images `(D, Y, X)`, or complex ones, with less noise. The encoder is then a `grid` whose levels,
+        the last with a point for each pixel, begin as a pyramid of the principal components of the guide;
+        their sum belongs to φ, beside what the MLP makes of them. ``None``: small random values at the start.
+    share
+        Longest side of the raster in fields of view, to which resolutions refer.
     encoder
         `grid`, `hash`, `fourier` or `siren`, see `whorl.recon.encoders`; `siren` has no further MLP.
+    iterations
+        -1: 100 for ``varpro``, none with a guide; 300 for ``adam``.
+    levels, hidden, finest_resolution, learning_rate
+        0: 4, 16, one point per pixel and 0.005 with a guide; without 8, 64, 96 and 0.03 (`siren`: 0.001).
     base_resolution, finest_resolution, log2_table
         Grid points along the field of view of the first and last level (`grid`, `hash`), and the entries
         of a level's table as a power of two (`hash`).
@@ -206,15 +234,9 @@ def fit_inr(
         Of `fourier`: their number, and their spread in cycles per field of view.
     layers, omega
         Of `siren`: sine layers of the width `hidden`, and the factor of their angles.
-    learning_rate
-        0: by encoder, 0.03, and 0.001 for `siren`.
-    iterations
-        0: 100 for ``varpro``, 300 for ``adam``.
-    deadline
-        At which the fit gives up. The loop does not wait for a GPU: what counts is when an iteration is
-        queued.
     progress
-        Called with (iteration, iterations).
+        Called with (iteration, iterations); what it raises ends the fit. It does not wait for a GPU: what it
+        is told is that an iteration is queued.
     watch
         Called after each iteration, see `Watch`; changes nothing in the fit.
 
@@ -222,8 +244,6 @@ def fit_inr(
 
     Raises
     ------
-    DeadlinePassed
-        If `deadline` comes before the last iteration.
     FloatingPointError
         If the fit diverges.
     ValueError
@@ -240,20 +260,19 @@ def fit_inr(
     """
     K, *shape = coefficients.shape
     device = coefficients.device
-    if not bool(mask.any()):
+    places = [torch.nonzero(mask[lines].flatten())[:, 0] for lines in (*_HALVES, _ALL)]
+    if not len(places[-1]):
         raise ValueError("the mask is empty: there is nothing to fit")
-    iterations = iterations or (100 if fit == "varpro" else 300)
+    guided = guide is not None
+    if iterations < 0:
+        iterations = 300 if fit == "adam" else (0 if guided else 100)
+    hidden = hidden or (16 if guided else 64)
+    rate = learning_rate or (_GUIDED_RATE if guided else _LEARNING_RATES[encoder])
 
-    # The encoder works on the box around the object, everything after it on the pixels of the mask.
-    box = box_around(mask)
-    inside = mask[box]
-    box_shape = (inside.shape[0], inside.shape[1])
-    places = [torch.nonzero(inside[lines].flatten())[:, 0] for lines in (*_HALVES, _ALL)]
-
-    x0 = torch.where(inside, coefficients[:, box[0], box[1]], 0)  # (K, Y', X')
-    scale = 0.5 * float(x0[0].abs().max()) or 1.0
+    x0 = torch.where(mask, coefficients, 0)
+    scale = (0.5 * x0[0].abs().max()).clamp_min(1e-30)
     # J rows: K if the images are real, else real and imaginary parts one after the other.
-    target = (torch.cat([x0.real, x0.imag]) if x0.is_complex() else x0) / scale  # (J, Y', X')
+    target = _real(x0) / scale  # (J, Y, X)
     J = len(target)
     wanted = [
         target[:, lines].flatten(1)[:, some] for lines, some in zip((*_HALVES, _ALL), places, strict=True)
@@ -261,14 +280,17 @@ def fit_inr(
     ones = [torch.ones((1, len(some)), device=device) for some in places]
 
     generator = torch.Generator().manual_seed(seed)
+    if guide is not None:
+        encoder, features, levels = "grid", len(_real(guide)), levels or 4
+        finest_resolution = finest_resolution or round(max(shape) / share)
     encode = make_encoder(
         encoder,
-        box_shape,
-        share=max(box_shape) / max(shape),
-        levels=levels,
+        (shape[0], shape[1]),
+        share=share,
+        levels=levels or 8,
         features=features,
-        base=base_resolution,
-        finest=finest_resolution,
+        base=min(base_resolution, finest_resolution or base_resolution),
+        finest=finest_resolution or 96,
         log2_table=log2_table,
         frequencies=frequencies,
         sigma=sigma,
@@ -278,48 +300,28 @@ def fit_inr(
         generator=generator,
         device=device,
     )
+    if guide is not None:
+        assert isinstance(encode, GridEncoder)
+        encode.fill(principal_components(_real(guide), mask), mask)
     # The features of sine layers are already what an MLP would make of them.
     sizes = [encode.n_features] if encoder == "siren" else [encode.n_features, hidden, hidden]
     mlp = _Mlp(sizes, generator, device)
     groups = [(list(encode.parameters()), lambda_enc), (list(mlp.parameters()), lambda_mlp)]
-    head = torch.zeros((J, sizes[-1] + 1), device=device)
+    F = sizes[-1] + (features if guided else 0)
+    head = torch.zeros((J, F + 1), device=device)
     if fit == "adam":
-        head[:, :-1] = ((torch.rand((J, hidden), generator=generator) * 2 - 1) / math.sqrt(hidden)).to(device)
+        head[:, :-1] = ((torch.rand((J, F), generator=generator) * 2 - 1) / math.sqrt(F)).to(device)
         head = torch.nn.Parameter(head)
         groups.append(([head], lambda_mlp))
-    on_gpu = device.type == "cuda"
-    rate = learning_rate or _LEARNING_RATES[encoder]
-    optimiser = torch.optim.Adam(
-        [p for group, _ in groups for p in group],
-        # A graph reads the learning rate from where it lies on the GPU.
-        lr=torch.tensor(rate, device=device) if on_gpu else rate,
-        betas=(0.9, 0.99),
-        foreach=True,
-        capturable=on_gpu,
-    )
-    decay = 0.1 ** (1 / iterations)
 
     def features_of(part: int) -> Tensor:
         """φ `(F, P)` of the pixels in one half of the lines, or in all."""
         values: Tensor = _Taken.apply(encode((*_HALVES, _ALL)[part]), places[part])  # type: ignore[no-untyped-call]
-        features: Tensor = mlp(values)
-        return features
+        joint: Tensor = mlp(values)
+        return torch.cat([joint, values.reshape(-1, features, values.shape[1]).sum(0)]) if guided else joint
 
     def best_head(phi: Tensor, part: int) -> Tensor:
         return solve_head(torch.cat([phi, ones[part]]), wanted[part], ridge) if fit == "varpro" else head
-
-    def step(part: int) -> Tensor:
-        """One iteration on one half of the lines; gives the data term. Never waits for the device."""
-        optimiser.zero_grad(set_to_none=True)
-        phi = features_of(part)
-        # The head of varpro is at its optimum, so no gradient needs to pass through its solution.
-        weights = best_head(phi.detach(), part)
-        fitted = torch.addmm(weights[:, -1:], weights[:, :-1], phi)
-        error = (fitted - wanted[part]).square().sum() / max(len(places[part]), 1)
-        penalty = sum(factor * p.square().sum() for group, factor in groups for p in group)
-        (error + penalty).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        return error.detach()
 
     losses: list[Tensor] = []
 
@@ -327,26 +329,86 @@ def fit_inr(
         """The fit as it is now."""
         with torch.no_grad():
             phi = torch.cat([features_of(-1), ones[-1]])  # (F+1, P)
-            weights = best_head(phi[:-1], -1)
-            fitted = (weights @ phi) * scale  # (J, P)
+            fitted = best_head(phi[:-1], -1) @ phi  # (J, P)
+            error = (fitted - wanted[-1]).square().sum() / fitted.shape[1]
+            fitted = fitted * scale
         if not bool(torch.isfinite(fitted).all()):
             raise FloatingPointError("the INR diverged: its images are not finite")
         values = torch.complex(fitted[:K], fitted[K:]) if x0.is_complex() else fitted
         images, joint = torch.zeros_like(coefficients), phi.new_zeros((len(phi), *shape))
-        images[:, mask], joint[:, mask] = values, phi
-        return InrFit(images, tuple(torch.stack(losses).tolist()), joint)
+        images.flatten(1)[:, places[-1]], joint.flatten(1)[:, places[-1]] = values, phi
+        return InrFit(images, tuple(torch.stack([*losses, error]).tolist()), joint)
 
-    steps: list[Callable[[], Tensor]] = [partial(step, part) for part in range(len(_HALVES))]
-    with _stream_for(device), torch.enable_grad():  # whatever the caller's mode is
-        for iteration in range(iterations):
-            if deadline is not None:
-                deadline.check(f"the INR was at iteration {iteration} of {iterations}")
-            if on_gpu and iteration == _BEFORE_CAPTURE:
-                steps = _captured(steps)
-            losses.append(steps[iteration % len(steps)]())
-            optimiser.param_groups[0]["lr"] *= decay
+    if iterations:
+        trainer = _Trainer(groups, rate, iterations, device)
+
+        def step(part: int) -> Tensor:
+            """One iteration on one half of the lines; gives the data term. Never waits for the device."""
+            phi = features_of(part)
+            # The head of varpro is at its optimum, so no gradient needs to pass through its solution.
+            weights = best_head(phi.detach(), part)
+            fitted = torch.addmm(weights[:, -1:], weights[:, :-1], phi)
+            error = (fitted - wanted[part]).square().sum() / max(len(places[part]), 1)
+            trainer.follow(error)
+            return error.detach()
+
+        def done(error: Tensor) -> None:
+            losses.append(error)
             if progress is not None:
-                progress(iteration + 1, iterations)
+                progress(len(losses), iterations)
             if watch is not None:
-                watch(iteration + 1, current)
+                watch(len(losses), current)
+
+        trainer.run([partial(step, part) for part in range(len(_HALVES))], done)
     return current()
+
+
+def _real(images: Tensor) -> Tensor:
+    """Real `(J, Y, X)` of images; of complex ones real and imaginary parts one after the other."""
+    return torch.cat([images.real, images.imag]) if images.is_complex() else images
+
+
+class _Trainer:
+    """Adam with a falling rate and penalties on the weights; on a GPU iterations are replayed as graphs.
+
+    Parameters
+    ----------
+    groups
+        Weights, and the factor of their squared norm in the loss.
+    rate, iterations
+        The learning rate, which falls to a tenth of it.
+    """
+
+    def __init__(
+        self,
+        groups: list[tuple[list[torch.nn.Parameter], float]],
+        rate: float,
+        iterations: int,
+        device: torch.device,
+    ) -> None:
+        self._groups, self._iterations, self._device = groups, iterations, device
+        on_gpu = device.type == "cuda"
+        self._optimiser = torch.optim.Adam(
+            [p for group, _ in groups for p in group],
+            # A graph reads the learning rate from where it lies on the GPU.
+            lr=torch.tensor(rate, device=device) if on_gpu else rate,
+            betas=(0.9, 0.99),
+            foreach=True,
+            capturable=on_gpu,
+        )
+
+    def follow(self, error: Tensor) -> None:
+        """One step down the gradient of an error and the penalties."""
+        penalty = sum(factor * p.square().sum() for group, factor in self._groups for p in group)
+        self._optimiser.zero_grad(set_to_none=True)
+        (error + penalty).backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+
+    def run(self, steps: list[Callable[[], Tensor]], done: Callable[[Tensor], None]) -> None:
+        """The iterations, each the next one of some steps; `done` takes what the step gives."""
+        with _stream_for(self._device), torch.enable_grad():  # whatever the caller's mode is
+            for iteration in range(self._iterations):
+                if self._device.type == "cuda" and iteration == _BEFORE_CAPTURE:
+                    steps = _captured(steps)
+                done(steps[iteration % len(steps)]())
+                self._optimiser.param_groups[0]["lr"] *= 0.1 ** (1 / self._iterations)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whorl.pipeline.deadlines import Deadline
-
 #: The largest eigenvalue is approached from below; momentum stays stable up to 4/3 of the step.
 _MARGIN = 1.05
 
@@ -143,7 +141,7 @@ def locally_low_rank(
     seed: int = 0,
     phase: Tensor | None = None,
     mask: Tensor | None = None,
-    deadline: Deadline | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> LlrFit:
     """Reconstruct subspace images with a locally low-rank penalty by proximal gradient with momentum (FISTA).
 
@@ -172,8 +170,8 @@ def locally_low_rank(
         ``x = p z`` and ``Re(p* N p)``, and the blocks are those of z.
     mask
         Boolean `(Y, X)`: images are 0 outside.
-    deadline
-        At which the reconstruction gives up.
+    progress
+        Takes what is under way, and how many steps of how many are done; what it raises ends it.
 
     Returns
     -------
@@ -182,8 +180,6 @@ def locally_low_rank(
 
     Raises
     ------
-    DeadlinePassed
-        If `deadline` comes before the last iteration.
     FloatingPointError
         If b or the result is not finite.
     ValueError
@@ -208,23 +204,19 @@ def locally_low_rank(
             return inside * normal(inside * z)
         return inside * (phase.conj() * normal(inside * phase * z)).real
 
-    def check_time(done: str) -> None:
-        if deadline is not None:
-            deadline.check(f"the low-rank reconstruction was at {done}")
-
     right = inside * (x0 if phase is None else (phase.conj() * x0).real)
     if not bool(torch.isfinite(x0).all()):
         raise FloatingPointError("the images to start from are not finite")
     shape = (right.shape[1], right.shape[2])
     generator = torch.Generator().manual_seed(seed)
 
-    def timed(z: Tensor) -> Tensor:
-        check_time("the search for its step")
-        return operator(z)
+    def told(what: str, done: int, of: int) -> None:
+        if progress is not None:
+            progress(what, done, of)
 
     # The one number that is needed on the host: everything after it can be queued.
     largest = float(
-        largest_eigenvalue(timed, right, iterations=power_iterations, generator=generator) * _MARGIN
+        largest_eigenvalue(operator, right, iterations=power_iterations, generator=generator) * _MARGIN
     )
     step = 1 / largest if largest > 0 else 0.0
     weight = lam * noise_floor(to_blocks(right, block))
@@ -235,7 +227,7 @@ def locally_low_rank(
     momentum, extrapolated = 1.0, 0.0
     losses = []
     for iteration in range(iterations):
-        check_time(f"iteration {iteration} of {iterations}")
+        told("iteration", iteration, iterations)
         normal_y = operator(y)
         # y = x + e (x - x_before), and N is linear: N x costs nothing.
         normal_x = (normal_y + extrapolated * normal_x) / (1 + extrapolated)

@@ -1,25 +1,44 @@
 """The methods: a slice in its subspace to its images.
 
 Each takes `SliceData` and gives an `Estimate`. What a method does where its model does not hold is part of
-it: it falls back to a plainer one and says so.
+it: it takes a plainer one and says so.
 
-Letters: K coefficients, Y X pixels, F joint features.
+Letters: K coefficients, J leading coefficients, H W pixels of the box around the object, F joint features.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from whorl.pipeline.deadlines import Deadline
-from whorl.recon.corrected import Start, conjugate_gradients, imaginary_around, imaginary_share, joint_phase
-from whorl.recon.inr import solve_head
+from whorl.recon.calibration import unevenness
+from whorl.recon.corrected import (
+    Start,
+    conjugate_gradients,
+    corrected_start,
+    imaginary_around,
+    imaginary_share,
+    joint_phase,
+)
+from whorl.recon.guide import guide
+from whorl.recon.inr import InrFit, fit_inr
 from whorl.recon.llr import locally_low_rank
 from whorl.recon.mask import widen
-from whorl.recon.slicedata import Estimate, SliceData
+from whorl.recon.normal import Normal, is_real, make_kernel
+from whorl.recon.slicedata import Estimate, Progress, SliceData
 
+#: Slow harmonics of the interleaves' trains above which their order is uneven.
+UNEVEN = 0.05
+#: Steps of the corrected start: of an even order; of an uneven one, and after how many of them coil maps and
+#: phase are refined.
+_STEPS, _UNEVEN_STEPS, _REFINED_AFTER = 4, 12, 4
+#: Steps of the k-space head for an uneven order.
+_HEAD_STEPS = 2
 #: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
 _IMAGINARY = 0.15
 #: The same around a single pixel, and what noise adds to it, relative to the object's median. Without
@@ -28,136 +47,188 @@ _IMAGINARY = 0.15
 _DOUBT, _DOUBT_BY_NOISE = 0.01, 40.0
 #: Energy relative to the object's median below which a pixel's phase says nothing.
 _FAINT = 0.05
-#: Energy share of the residual of the corrected start above which its steps did not converge.
-_UNSOLVED = 0.1
 #: Share of the object below which such pixels are chance.
 _FEW = 0.003
 
 
 def lowrank(data: SliceData) -> Estimate:
     """Low-rank adjoint: x0 as it is."""
-    return Estimate(data.x0, csm=data.normal.csm)
+    return Estimate(data.x0, data.csm)
 
 
 def llr(
-    data: SliceData, *, lam: float, block: int, iterations: int, seed: int, deadline: Deadline | None
+    data: SliceData, *, lam: float, block: int, iterations: int, seed: int, progress: Progress | None = None
 ) -> Estimate:
     """Locally low-rank reconstruction, of real coefficients if they have a common phase.
 
     Parameters: see `whorl.recon.llr.locally_low_rank`.
     """
-    phase = joint_phase(data.calibrated, data.energies)
-    share = _share(data, phase)
-    why = _no_common_phase(data, share)
+    phase = joint_phase(data.calibrated, data.energies[: len(data.calibrated)])
+    why = _no_common_phase(data, phase)
     fitted = locally_low_rank(
         data.x0,
-        data.normal,
+        Normal(make_kernel(data.sampling, tuple(data.mask.shape)), data.csm),
         lam=lam,
         block=block,
         iterations=iterations,
         seed=seed,
         phase=None if why else phase,
         mask=data.mask,
-        deadline=deadline,
+        progress=progress,
     )
-    remarks = (("fallback", f"{why}: complex coefficients"),) if why else ()
-    diagnostics: dict[str, float | str] = {
-        "imaginary_share": share,
-        "objective": fitted.losses[-1],
-    }
     return Estimate(
         fitted.coefficients,
-        diagnostics,
-        remarks,
+        data.csm,
+        {"objective": fitted.losses[-1]},
+        (("fallback", f"{why}: complex coefficients"),) if why else (),
         phase=None if why else phase,
-        csm=data.normal.csm,
         losses=fitted.losses,
     )
 
 
-def kspace_head(
-    features: Tensor, images: Tensor, data: SliceData, start: Start | None, *, steps: int
-) -> Tensor:
+def inr(
+    data: SliceData,
+    *,
+    start: str = "corrected",
+    correction_steps: int = -1,
+    guided: bool = True,
+    head: str = "kspace",
+    fit: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Estimate:
+    """Joint INR.
+
+    Parameters
+    ----------
+    start
+        What is fitted: ``corrected`` images, or x0 (``adjoint``).
+    correction_steps
+        Conjugate-gradient steps of the corrected start; -1: by the order of the interleaves.
+    guided
+        Whether the encoder begins with the guide.
+    head
+        ``kspace``: the head is fitted to the data at last, if the order is uneven; ``image``: never.
+    fit
+        Other parameters of `whorl.recon.inr.fit_inr`.
+    """
+    if start == "adjoint":
+        return _fitted(data.x0, data, guided=guided, fit=fit, progress=progress)[1]
+    why = _no_common_phase(data, joint_phase(data.calibrated, data.energies[: len(data.calibrated)]))
+    sampling = data.sampling
+    uneven = unevenness(sampling.gram, sampling.points, data.energies) > UNEVEN
+    steps = correction_steps if correction_steps >= 0 else (_UNEVEN_STEPS if uneven else _STEPS)
+    begun = corrected_start(
+        data,
+        make_kernel(sampling, (data.mask.shape[0], data.mask.shape[1])),
+        steps=steps,
+        refined_after=_REFINED_AFTER if uneven else 0,
+        real=not why,
+        progress=progress,
+    )
+    found, estimate = _fitted(begun.z, begun.data, guided=guided, fit=fit, progress=progress)
+    images = estimate.coefficients
+    if head == "kspace" and uneven:
+        images = kspace_head(found.features, images, begun, steps=_HEAD_STEPS)
+    remarks: tuple[tuple[str, str], ...] = (("fallback", f"{why}: complex coefficients"),) if why else ()
+    if not why:
+        images, doubts = as_measured_where_doubtful(images, begun)
+        remarks += doubts
+    return Estimate(
+        images,
+        begun.data.csm,
+        estimate.diagnostics,
+        remarks,
+        phase=None if images.is_complex() else begun.phase,
+        losses=estimate.losses,
+        refit=estimate.refit,
+    )
+
+
+def _fitted(
+    images: Tensor, data: SliceData, *, guided: bool, fit: Mapping[str, Any], progress: Progress | None
+) -> tuple[InrFit, Estimate]:
+    """The INR of images `(K, H, W)`, real or complex."""
+    parts = torch.cat([images.real, images.imag]) if images.is_complex() else images
+    guided_by = guide(parts, data.mask) if guided else None
+    refit = partial(fit_inr, images, data.mask, guide=guided_by, share=data.share, **fit)
+    found = refit(progress=None if progress is None else partial(progress, "iteration"))
+    diagnostics: dict[str, float | str] = {"data_term": found.losses[-1]}
+    return found, Estimate(
+        found.coefficients,
+        data.csm,
+        diagnostics,
+        losses=found.losses,
+        refit=lambda watch: refit(watch=watch),
+    )
+
+
+def kspace_head(features: Tensor, images: Tensor, start: Start, *, steps: int) -> Tensor:
     """Images in the span of the joint features that fit the data best: a few hundred unknowns.
 
-    With ``Q = qr([φ, 1])``, V by conjugate gradients on ``Qᵀ N Q V = Qᵀ b``, from the image-domain head on.
+    With orthonormal Q that span [φ, 1], V by conjugate gradients on ``Qᵀ N Q V = Qᵀ b``, from the image-domain
+    head on.
 
     Parameters
     ----------
     features
-        `(F+1, Y, X)` with a last one of ones, zero outside the mask.
+        `(F+1, H, W)` with a last one of ones, zero outside the mask.
     images
-        `(K, Y, X)`: what the image-domain head gave; real with a `start`, else complex.
+        `(K, H, W)`: what the image-domain head gave, of the type of the start.
 
     Returns
     -------
     Tensor
-        `(K, Y, X)`, of the type of `images`.
+        `(K, H, W)`, of the type of `images`.
     """
-    shape = images.shape[1:]
-    q: Tensor = torch.linalg.qr(features.flatten(1).T).Q.to(images.dtype)  # (P, F+1)
-    operator = data.normal if start is None else start.operator
-    right = data.x0 * data.mask if start is None else start.right
+    shape = images.shape
+    phi = features.flatten(1).double()  # (F+1, P)
+    gram = phi @ phi.T
+    gram.diagonal().add_(1e-10 * gram.diagonal().mean())
+    factor = torch.linalg.cholesky_ex(gram)[0]
+    q = torch.linalg.solve_triangular(factor, phi, upper=False).to(images.dtype)
 
-    def inner(v: Tensor) -> Tensor:  # (F+1, K)
-        right_hand: Tensor = q.mH @ operator((q @ v).T.reshape(-1, *shape)).flatten(1).T
-        return right_hand
+    def of_features(v: Tensor) -> Tensor:  # (K, F+1) to (K, H, W)
+        return (v @ q).reshape(shape)
 
-    v, _ = conjugate_gradients(inner, q.mH @ right.flatten(1).T, q.mH @ images.flatten(1).T, steps)
-    fitted: Tensor = (q @ v).T.reshape(images.shape)
-    return fitted
+    def project(measured: Tensor) -> Tensor:
+        unknowns: Tensor = start.project(measured).flatten(1) @ q.mH
+        return unknowns
 
-
-def image_head(features: Tensor, images: Tensor, ridge: float) -> Tensor:
-    """Images `(K, Y, X)` in the span of the joint features `(F+1, Y, X)` that are nearest to real ones."""
-    phi = features.flatten(1)
-    return (solve_head(phi, images.flatten(1), ridge) @ phi).reshape(images.shape)
-
-
-def trusted(start: Start) -> tuple[Start | None, tuple[tuple[str, str], ...]]:
-    """The start, or ``None`` and why not: no common phase, or steps that did not converge."""
-    if not bool(torch.isfinite(start.z).all()):
-        why = "the corrected start is not finite"
-    else:
-        why = _no_common_phase(start.data, _share(start.data, start.phase))
-    if not why and start.residual is not None and not float(start.residual) < _UNSOLVED:
-        why = f"the corrected start did not converge ({float(start.residual):.0%} of the energy is left)"
-    if why:
-        return None, (("fallback", f"{why}: the INR was fitted to x0"),)
-    return start, ()
+    v, _ = conjugate_gradients(
+        lambda v: start.image(of_features(v)),
+        start.data.x0 * start.data.mask,
+        images.flatten(1) @ q.mH,
+        steps,
+        project=project,
+    )
+    return of_features(v)
 
 
-def _share(data: SliceData, phase: Tensor) -> float:
-    """Energy share that a phase leaves imaginary, over all coefficients."""
-    weighted = data.energies.sqrt().reshape(-1, 1, 1) * data.calibrated
-    return imaginary_share(weighted, phase, data.mask)
-
-
-def _no_common_phase(data: SliceData, share: float) -> str:
-    """Why the coefficients cannot be taken as real, given the `_share` that is left; empty if they can."""
-    if not data.real_basis:
+def _no_common_phase(data: SliceData, phase: Tensor) -> str:
+    """Why the coefficients cannot be taken as real; empty if they can."""
+    if not is_real(data.sampling.gram):
         return "the basis is complex (RF phases that step by other than 180°)"
+    J = len(data.calibrated)
+    weighted = data.energies[:J].sqrt().reshape(-1, 1, 1) * data.calibrated
+    share = float(imaginary_share(weighted, phase, data.mask))
     if not math.isfinite(share):
-        return "the corrected start is not finite"
+        return "the images to start from are not finite"
     return "" if share < _IMAGINARY else f"no common phase ({share:.0%} of the energy is left over)"
 
 
-def plain_where_doubtful(
-    images: Tensor, start: Start, x0: Tensor
-) -> tuple[Tensor, tuple[tuple[str, str], ...]]:
-    """Low-rank values where a pixel's coefficients share no phase (an air cavity, fat), and a remark.
+def as_measured_where_doubtful(images: Tensor, start: Start) -> tuple[Tensor, tuple[tuple[str, str], ...]]:
+    """Complex values as the data have them where a pixel's coefficients share no phase (an air cavity, fat),
+    and a remark.
 
     Parameters
     ----------
     images
-        Real `(K, Y, X)`, in the unit of z.
-    x0
-        Complex `(K, Y, X)`.
+        Real `(K, H, W)`, in the unit of z.
 
     Returns
     -------
     Tensor, tuple
-        `images` themselves if there is no such pixel, else complex ``p z`` and x0 `(K, Y, X)`.
+        `images` themselves if there is no such pixel, else complex ``p z`` there corrected by the residual.
     """
     mask, imaginary = start.data.mask, imaginary_around(start)
     usual = imaginary[mask].median()
@@ -172,6 +243,6 @@ def plain_where_doubtful(
     share = float(doubtful.sum() / mask.sum())
     remark = (
         "degraded",
-        f"the coefficients share no phase in {share:.1%} of the object: low-rank values there",
+        f"the coefficients share no phase in {share:.1%} of the object: unsmoothed complex values there",
     )
-    return torch.where(doubtful, x0, start.phase * images), (remark,)
+    return torch.where(doubtful, start.phase * start.z + start.left, start.phase * images), (remark,)

@@ -1,18 +1,21 @@
-"""What every method starts from, and what it gives.
+"""What every method starts from, and what it gives: both in the box around the object.
 
-Letters: K coefficients, C coils, Y X pixels.
+Letters: K coefficients, C coils, J leading coefficients, H W pixels of the box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from whorl.kspace.coils import coil_maps, combine
+from whorl.kspace.coils import combine
 from whorl.recon.inr import InrFit, Watch
-from whorl.recon.normal import Normal
+from whorl.recon.normal import Sampling
+
+#: Takes what is under way, and how many steps of how many are done.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,38 +25,37 @@ class SliceData:
     Parameters
     ----------
     coil_images
-        Complex `(K, C, Y, X)`: ``F'W(U'y)``.
-    normal
-        ``A'WA`` with the coil maps, for images that are zero outside `mask`.
+        Complex `(K, C, H, W)`: ``F'W(U'y)``.
+    csm
+        Coil maps `(C, H, W)`.
     calibrated
-        Complex `(K, Y, X)`: estimate that the order of the interleaves does not bias, but noise does; see
-        `whorl.recon.calibration`.
+        Complex `(J, H, W)`: leading coefficients, estimated such that the order of the interleaves does not
+        bias them, but noise does; see `whorl.recon.calibration`.
     mask
-        Boolean `(Y, X)`: where the object may be.
+        Boolean `(H, W)`: where the object may be.
     energies
         `(K,)`: energy of each coefficient in the dictionary, relative to the first.
-    real_basis
-        Whether the temporal basis is real, so that the coefficients of a voxel share one phase.
-    estimate_maps
-        Makes coil maps `(C, Y, X)` of better coil images `(K, C, Y, X)`; ``None``: the maps are given.
+    sampling
+        Of k-space.
+    share
+        Longer side of the box relative to that of the field of view.
+    fixed_maps
+        Whether the coil maps are given and shall not be refined.
     """
 
     coil_images: Tensor
-    normal: Normal
+    csm: Tensor
     calibrated: Tensor
     mask: Tensor
     energies: Tensor
-    real_basis: bool = True
-    estimate_maps: Callable[[Tensor], Tensor] | None = coil_maps
+    sampling: Sampling
+    share: float = 1.0
+    fixed_maps: bool = False
 
     @property
     def x0(self) -> Tensor:
-        """``A'W(U'y)``, `(K, Y, X)`."""
-        return combine(self.coil_images, self.normal.csm)
-
-    def with_maps(self, csm: Tensor) -> SliceData:
-        """The same data with other coil maps."""
-        return replace(self, normal=self.normal.with_maps(csm))
+        """``A'W(U'y)``, `(K, H, W)`."""
+        return combine(self.coil_images, self.csm)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,25 +65,25 @@ class Estimate:
     Parameters
     ----------
     coefficients
-        `(K, Y, X)`; real where a common phase has been taken out, which changes no map.
+        `(K, H, W)`; real where a common phase has been taken out, which changes no map.
+    csm
+        Coil maps `(C, H, W)` that the images were made with.
     diagnostics
         What was measured and chosen, by name, for logs and reports.
     remarks
         Pairs of status (`degraded`, `fallback`) and why.
     phase
-        Factor `(Y, X)` that was taken out of the coefficients; ``None``: none.
-    csm
-        Coil maps `(C, Y, X)` that the images were made with.
+        Factor `(H, W)` that was taken out of the coefficients; ``None``: none.
     losses
-        Data term of each iteration of the fit that was taken.
+        Data term of each iteration of the fit, and of its end.
     refit
         Repeats the fit of the INR to be watched, if there was one; its images have not seen the k-space head.
     """
 
     coefficients: Tensor
+    csm: Tensor
     diagnostics: dict[str, float | str] = field(default_factory=dict)
     remarks: tuple[tuple[str, str], ...] = ()
     phase: Tensor | None = None
-    csm: Tensor | None = None
     losses: tuple[float, ...] = ()
     refit: Callable[[Watch], InrFit] | None = None

@@ -5,8 +5,8 @@ method is applied again, choices and all: what comes out differs from what went 
 is left, and by detail that the method loses. A few such scans suffice, because errors of neighbouring pixels
 are alike: their covariance is taken over a neighbourhood.
 
-Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, R readouts, J real numbers of a
-pixel, Y X pixels, V pixels of the mask.
+Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, J real numbers of a pixel,
+Y X pixels, V pixels of the mask.
 
 References
 ----------
@@ -20,7 +20,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import smooth
 from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
@@ -41,41 +40,24 @@ class SecondScan:
         Complex `(K, Y, X)`.
     csm
         `(C, Y, X)`.
-    basis
-        `(T, K)`.
     nufft
         For the I·S samples.
     """
 
-    def __init__(
-        self, kspace: SubspaceKspace, images: Tensor, csm: Tensor, basis: Tensor, nufft: Nufft
-    ) -> None:
+    def __init__(self, kspace: SubspaceKspace, images: Tensor, csm: Tensor, nufft: Nufft) -> None:
         K, *shape = images.shape
         I, _, C, S = kspace.bins.shape  # noqa: E741 - the field's letter
         samples = nufft.forward((images[:, None] * csm).reshape(K * C, *shape))  # (K·C, I·S)
-        samples = samples.reshape(K, C, I, S).permute(2, 0, 1, 3).contiguous()  # (I, K, C, S)
-        self._kspace, self._basis = kspace, basis
-        self._bins = torch.bmm(kspace.gram, samples.reshape(I, K, C * S)).reshape(I, K, C, S)
-        # Readouts that are also kept by themselves have the same noise there.
-        self._rest, self._readouts = kspace.gram, None
-        if (held := kspace.held) is not None:
-            theirs = torch.zeros_like(kspace.gram)
-            fold_gram(theirs, held.timepoint, held.interleaf, basis)
-            self._rest = kspace.gram - theirs
-            weights = basis[held.timepoint].to(samples.dtype)  # (R, K)
-            self._readouts = torch.einsum("rk,rkcs->rcs", weights, samples[held.interleaf])
+        samples = samples.reshape(K, C, I, S).permute(2, 0, 1, 3).reshape(I, K, C * S)
+        self._kspace = kspace
+        self._bins = torch.bmm(kspace.gram, samples).reshape(I, K, C, S)
 
     def measured(self, noise_sd: float, seed: int) -> SubspaceKspace:
         """With noise of a standard deviation for each complex sample."""
         generator = torch.Generator().manual_seed(seed)
         _, _, C, S = self._bins.shape
-        bins = self._bins + folded_noise(self._rest, C, S, noise_sd, generator)
-        held = self._kspace.held
-        if held is not None and self._readouts is not None:
-            noise = torch.randn(self._readouts.shape, dtype=torch.complex64, generator=generator).to(bins)
-            fold(bins, noise * noise_sd, held.timepoint, held.interleaf, self._basis)
-            held = replace(held, readouts=self._readouts + noise * noise_sd)
-        return replace(self._kspace, bins=bins, held=held)
+        noise = folded_noise(self._kspace.gram, C, S, noise_sd, generator)
+        return replace(self._kspace, bins=self._bins + noise)
 
     def noise_sd(self) -> float:
         """Standard deviation of a complex sample's noise, for scans without noise readouts.
