@@ -632,8 +632,7 @@ def batch(
 
     Each scan becomes NAME.h5 (maps) and NAME.json (what is known about them) in the folder of the results;
     summary.csv and summary.html tell of them all. What is done already, with the same settings and whorl, is
-    not done again; what failed or was broken off is. Unless tuning_budget_s is set, the time that preset=auto
-    takes is not limited: the results do not depend on how busy a machine is.
+    not done again; what failed or was broken off is.
     """
     try:
         from whorl.cohort.batch import run

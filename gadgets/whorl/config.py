@@ -297,7 +297,8 @@ class Settings:
     )
     coil_maps: Literal["polynomial", "walsh", "espirit"] = _setting(
         "polynomial",
-        "coil maps: polynomials of the place fitted to the images of the coils; or from the centre of k-space "
+        "coil maps: polynomials of the place fitted to the images of the coils; or from the centre of "
+        "k-space "
         "alone, by adaptive combination or ESPIRiT",
     )
     coil_maps_file: str = _setting(
@@ -328,7 +329,8 @@ class Settings:
     )
     guide: Literal["on", "off"] = _setting(
         "on",
-        "whether the encoder begins with the images smoothed together where they are alike within their noise, "
+        "whether the encoder begins with the images smoothed together where they are alike within their "
+        "noise, "
         "or with small random values",
     )
     encoder: Literal["grid", "hash", "fourier", "siren"] = _setting(

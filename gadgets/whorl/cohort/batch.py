@@ -26,9 +26,6 @@ from whorl.scan.failure import ScanError
 
 logger = logging.getLogger("whorl")
 
-#: Longer than any search of settings takes: results shall not depend on how busy a machine is.
-_UNHURRIED_S = 1e6
-
 
 def run(
     inputs: Sequence[Path],
@@ -73,7 +70,6 @@ def run(
         If there are no scans, or the workers cannot be started.
     """
     colour_table("lipari")  # what is missing shall not wait for the first scan
-    properties = {"tuning_budget_s": _UNHURRIED_S, **properties}
     # A worker's current folder is another one.
     properties = {
         name: str(Path(str(value)).resolve()) if name in PATHS and value else value
@@ -97,12 +93,8 @@ def _show_plan(jobs: Sequence[Job], settings: Settings, where: str, show: Callab
     for job in jobs:
         show(f"{'run ' if job.why else 'skip'}  {job.name}  ({job.why or 'done'})")
     show(f"{len(unfinished(jobs))} of {len(jobs)} scans would be reconstructed, {where}")
-    show("settings: " + (", ".join(f"{k}={v}" for k, v in _made_with(settings).items()) or "default"))
+    show("settings: " + (", ".join(f"{k}={v}" for k, v in settings.changed().items()) or "default"))
     return 0
-
-
-def _made_with(settings: Settings) -> dict[str, Any]:
-    return {name: value for name, value in settings.changed().items() if value != _UNHURRIED_S}
 
 
 @contextmanager
@@ -167,7 +159,7 @@ def _run(
         # What a worker had written when the stop came counts, told or not.
         records = _done(plan(scans, output, key)) | records
         table = summary.rows(jobs, records)
-        paths = summary.write(table, output, _made_with(settings))
+        paths = summary.write(table, output, settings.changed())
     states = Counter(row["state"] for row in table)
     show(", ".join(f"{n} {state}" for state, n in states.most_common()) + f"; {paths[1]}")
     return _exit_code(jobs, records)

@@ -112,7 +112,7 @@ def numbered(names: Sequence[str], join: Callable[[str, int], str]) -> list[str]
 def said(volume: Volume) -> dict[str, str]:
     """What the images of a volume say about themselves, by names of their meta attributes; status and
     notes are those of all slices."""
-    names = ("whorl_version", "whorl_method", "whorl_settings", "whorl_preset", "SeriesDescription")
+    names = ("whorl_version", "whorl_method", "whorl_settings", "SeriesDescription")
     told = {name: volume.attribute(name) for name in names}
     for name, between in (("whorl_status", " "), ("whorl_notes", "; ")):
         told[name] = between.join(dict.fromkeys(text for i in volume.images if (text := attribute(i, name))))

@@ -155,7 +155,6 @@ def _sidecar(volume: Volume, facts: Facts, unit: str) -> dict[str, Any]:
         "whorl_status": "Status",
         "whorl_notes": "Notes",
         "whorl_settings": "SettingsDigest",
-        "whorl_preset": "Preset",
         "whorl_version": "SoftwareVersions",
         "SeriesDescription": "SeriesDescription",
     }

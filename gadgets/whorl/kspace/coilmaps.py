@@ -22,9 +22,9 @@ _LOW = 0.25
 _SMALLEST = 24
 #: Neighbourhood of Walsh's covariance in pixels of the full matrix, and of the smoothing by a body coil.
 _SIGMA = 4.0
-#: Polynomial maps: highest degree, steps of the alternating fit, and the spacing of the pixels that it looks at.
-#: What a degree is expected to hold, relative to the one below: inside the object a sensitivity obeys Laplace's
-#: equation, whose solutions from sources outside fall with each degree by the ratio of the radii.
+#: Polynomial maps: highest degree, steps of the alternating fit, and the spacing of the pixels that it looks
+#: at. What a degree is expected to hold, relative to the one below: inside the object a sensitivity obeys
+#: Laplace's equation, whose solutions from sources outside fall with each degree by the ratio of the radii.
 _DEGREE, _FITS, _SPACING, _FALL = 12, 4, 2, 0.2
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
 #: power iterations.

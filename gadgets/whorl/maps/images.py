@@ -58,8 +58,6 @@ class Provenance:
         Of the scan.
     seconds
         By stage.
-    preset
-        Of the INR.
     flags
         What a program should know: `fallback`, `readouts_lost=6`, `uneven_order`.
     resolved
@@ -76,7 +74,6 @@ class Provenance:
     settings: str
     protocol_name: str
     seconds: dict[str, float]
-    preset: str = ""
     flags: tuple[str, ...] = ()
     resolved: tuple[str, ...] = ()
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -388,7 +385,6 @@ def _meta(
             "whorl_method": provenance.method,
             "whorl_settings": provenance.settings,
             "whorl_changed": ascii_text(json.dumps(dict(provenance.changed), sort_keys=True)),
-            "whorl_preset": provenance.preset,
             "whorl_status": provenance.status,
             "whorl_notes": notes,
             "whorl_flags": " ".join(provenance.flags),

@@ -31,16 +31,7 @@ _CHOICES: dict[str, tuple[str, dict[str, str]]] = {
         "Method",
         {"inr": "INR (best maps)", "llr": "LLR (iterative, slow)", "lowrank": "Low-rank (fastest)"},
     ),
-    "preset": (
-        "Noise level",
-        {
-            "auto": "Found from the data",
-            "low_noise": "Low",
-            "normal": "Normal",
-            "high_noise": "High",
-            "seed": "As published",
-        },
-    ),
+    "preset": ("INR", {"default": "Fast and accurate", "seed": "As published"}),
     "scan_deadline_s": (
         "Deadline after the scan",
         {

@@ -290,7 +290,6 @@ class _Scan:
                 flags.append("uneven_order")
             provenance = replace(
                 self._provenance(result.method, result.status, result.notes, result.seconds),
-                preset=str(result.diagnostics.get("preset", "")),
                 flags=tuple(flags),
                 losses=result.inside.losses if result.inside is not None else (),
             )

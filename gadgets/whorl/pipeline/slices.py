@@ -1,6 +1,7 @@
 """From a slice's subspace k-space to its maps: the method's figure, step by step.
 
-Letters: K coefficients, C coils, I interleaves, S samples, Y X pixels, H W pixels of the box around the object.
+Letters: K coefficients, C coils, I interleaves, S samples, Y X pixels, H W pixels of the box around the
+object.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Inside:
         or, with ``noise_only=True``, of noise alone. Takes a `Deadline` or ``None``, and as long as a few
         slices.
     refit
-        Repeats the fit of the INR to be watched; see `whorl.recon.slicedata.Estimate`. Its images and features
-        are `(..., Y, X)` too.
+        Repeats the fit of the INR to be watched; see `whorl.recon.slicedata.Estimate`. Its images and
+        features are `(..., Y, X)` too.
     """
 
     images: Tensor

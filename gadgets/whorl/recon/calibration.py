@@ -54,9 +54,9 @@ def unevenness(gram: Tensor, points: Tensor, energies: Tensor) -> float:
     """How much of the trains that the interleaves see varies slowly with their angle.
 
     What varies slowly spreads each point into side lobes next to it, a bias of x0 that looks like anatomy;
-    what varies quickly spreads it far, like noise. Amplitude of the first four harmonics over the angle of the
-    matrices G, weighted with the energies of the coefficients, relative to their mean. 96 interleaves and 200
-    to 500 timepoints: golden steps 0.005, sequential order 0.12.
+    what varies quickly spreads it far, like noise. Amplitude of the first four harmonics over the angle of
+    the matrices G, weighted with the energies of the coefficients, relative to their mean. 96 interleaves and
+    200 to 500 timepoints: golden steps 0.005, sequential order 0.12.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """What guides the joint INR: all coefficients smoothed together where they are alike within their noise.
 
-A joint-bilateral filter. Two pixels are alike if the vectors of their coefficients, in units of the noise that
-the images themselves show, differ by no more than noise does; then they are averaged, all coefficients with
-the same weight. Where the filter leaves something that is more than noise, as in continuous texture, that is
-given back. Nothing is assumed of the anatomy, and nothing is set to the level of noise by hand.
+A joint-bilateral filter. Two pixels are alike if the vectors of their coefficients, in units of the noise
+that the images themselves show, differ by no more than noise does; then they are averaged, all coefficients
+with the same weight. Where the filter leaves something that is more than noise, as in continuous texture,
+that is given back. Nothing is assumed of the anatomy, and nothing is set to the level of noise by hand.
 
 Letters: K coefficients, H W pixels of the box around the object.
 """
@@ -22,8 +22,8 @@ from whorl.runtime.cores import spread
 _FIRST_SIGMA = 0.7
 #: Radii in pixels of the discs of the two passes.
 _RADII = (4.0, 8.0)
-#: What is given back: widths in pixels of the smoothed remainder, and of the neighbourhood in which its energy
-#: is compared with what noise leaves, of which so many times count as noise.
+#: What is given back: widths in pixels of the smoothed remainder, and of the neighbourhood in which its
+#: energy is compared with what noise leaves, of which so many times count as noise.
 _REMAINDERS, _NEIGHBOURHOOD, _NOISE = (1.5, 0.8), 5.0, 1.2
 #: Parts that the pairs of pixels are dealt to: their sums do not depend on the number of cores.
 _PARTS = 4

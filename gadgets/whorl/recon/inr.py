@@ -157,8 +157,8 @@ def _captured(steps: list[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
 
 
 def principal_components(images: Tensor, mask: Tensor) -> Tensor:
-    """Principal components of the pixels of a mask, `(J, Y, X)`, the strongest first, each of unit variance and
-    mean 0 there, and 0 outside. One that does not vary stays small.
+    """Principal components of the pixels of a mask, `(J, Y, X)`, the strongest first, each of unit variance
+    and mean 0 there, and 0 outside. One that does not vary stays small.
 
     Parameters
     ----------
@@ -173,7 +173,8 @@ def principal_components(images: Tensor, mask: Tensor) -> Tensor:
     variances, vectors = torch.linalg.eigh(flat @ flat.T / weight.sum())
     variances = variances.flip(0).clamp_min(0)
     scale = torch.maximum(variances, 1e-14 * variances[0]).clamp_min(1e-300).rsqrt()
-    return ((vectors.flip(1) * scale).T @ flat).reshape(images.shape).to(images.dtype)
+    components: Tensor = (vectors.flip(1) * scale).T @ flat
+    return components.reshape(images.shape).to(images.dtype)
 
 
 def fit_inr(

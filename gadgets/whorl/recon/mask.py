@@ -14,8 +14,8 @@ from whorl.kspace.coils import smooth
 
 #: Level of the object relative to the 99th percentile, the smallest and the largest one.
 _LOWEST, _HIGHEST = 0.12, 0.35
-#: Noise and aliasing of the air, as a multiple of their median in the frame of the field of view, and the width
-#: of the frame relative to the field of view.
+#: Noise and aliasing of the air, as a multiple of their median in the frame of the field of view, and the
+#: width of the frame relative to the field of view.
 _ABOVE_AIR, _FRAME = 1.5, 1 / 32
 
 

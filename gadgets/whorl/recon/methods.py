@@ -67,7 +67,7 @@ def llr(
     why = _no_common_phase(data, phase)
     fitted = locally_low_rank(
         data.x0,
-        Normal(make_kernel(data.sampling, tuple(data.mask.shape)), data.csm),
+        Normal(make_kernel(data.sampling, (data.mask.shape[0], data.mask.shape[1])), data.csm),
         lam=lam,
         block=block,
         iterations=iterations,
@@ -165,8 +165,8 @@ def _fitted(
 def kspace_head(features: Tensor, images: Tensor, start: Start, *, steps: int) -> Tensor:
     """Images in the span of the joint features that fit the data best: a few hundred unknowns.
 
-    With orthonormal Q that span [φ, 1], V by conjugate gradients on ``Qᵀ N Q V = Qᵀ b``, from the image-domain
-    head on.
+    With orthonormal Q that span [φ, 1], V by conjugate gradients on ``Qᵀ N Q V = Qᵀ b``, from the
+    image-domain head on.
 
     Parameters
     ----------
@@ -188,7 +188,8 @@ def kspace_head(features: Tensor, images: Tensor, start: Start, *, steps: int) -
     q = torch.linalg.solve_triangular(factor, phi, upper=False).to(images.dtype)
 
     def of_features(v: Tensor) -> Tensor:  # (K, F+1) to (K, H, W)
-        return (v @ q).reshape(shape)
+        whole: Tensor = v @ q
+        return whole.reshape(shape)
 
     def project(measured: Tensor) -> Tensor:
         unknowns: Tensor = start.project(measured).flatten(1) @ q.mH

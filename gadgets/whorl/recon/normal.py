@@ -1,9 +1,10 @@
 """Normal operator of the subspace encoding, ``N = A'WA``, as a convolution, and what inverts it roughly.
 
 All readouts of an interleaf lie at the same places, so what the train does to the coefficients there is one
-K×K matrix, ``G_i = Σ_t conj(u_t) u_tᵀ`` over its timepoints. Without coils the operator is then a convolution,
-``T_kl(r) = Σ_i G_i,kl Σ_s w_is exp(i2π k_is·r)``: a K×K matrix at each point of a grid that is twice as wide.
-Images are zero outside a box, which need not be the whole field of view, and nothing is computed outside it.
+K×K matrix, ``G_i = Σ_t conj(u_t) u_tᵀ`` over its timepoints. Without coils the operator is then a
+convolution, ``T_kl(r) = Σ_i G_i,kl Σ_s w_is exp(i2π k_is·r)``: a K×K matrix at each point of a grid that is
+twice as wide. Images are zero outside a box, which need not be the whole field of view, and nothing is
+computed outside it.
 
 Letters: K coefficients, C coils, I interleaves, S samples, H W pixels of the box, F frequencies, Q pairs of
 coefficients.

@@ -162,7 +162,6 @@ class SliceFacts:
     repetition: int
     method: str
     status: str
-    preset: str
     flags: tuple[str, ...]
     seconds: Mapping[str, float]
     losses: tuple[float, ...]
@@ -184,7 +183,6 @@ def slice_facts(image: ismrmrd.Image) -> SliceFacts:
         repetition=int(image.repetition),
         method=attribute(image, "whorl_method"),
         status=attribute(image, "whorl_status"),
-        preset=attribute(image, "whorl_preset"),
         flags=tuple(_words(image, "whorl_flags")),
         seconds=seconds,
         losses=tuple(float(word) for word in _words(image, "whorl_losses")),

@@ -2,8 +2,8 @@
 
 Within a piece PyTorch uses one thread. Small operations that are each shared by all cores make the cores wait
 for each other thousands of times, and for long as soon as anything else runs on the machine: an
-eigendecomposition of 20 ms was seen to take 7 s. And what one thread adds up does not depend on how many there
-are: pieces that do not depend on the number of cores give the same bits on any number of them.
+eigendecomposition of 20 ms was seen to take 7 s. And what one thread adds up does not depend on how many
+there are: pieces that do not depend on the number of cores give the same bits on any number of them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
 from whorl.pipeline.encoding import Encoder, Encoding
 from whorl.pipeline.protocol import Item, Protocol, gather
-from whorl.pipeline.slices import is_tuned, reconstruct_slice
+from whorl.pipeline.slices import reconstruct_slice
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
@@ -309,9 +309,8 @@ class _Inspector:
             f"coils: {white}compressed by {settings.compression} to {n_virtual}, maps by "
             f"{settings.coil_maps_file or settings.coil_maps}"
         )
-        auto = ", settings chosen by held-out readouts" if is_tuned(settings) else ""
         self.found.would.append(
-            f"reconstruct by {settings.method}{auto} on {'a GPU' if torch.cuda.is_available() else 'the CPU'}"
+            f"reconstruct by {settings.method} on {'a GPU' if torch.cuda.is_available() else 'the CPU'}"
         )
         self.found.would.append(
             "match to T1, T2, M0 and quality" + (", B1" if settings.b1 == "match" else "")
