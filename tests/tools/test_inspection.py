@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -68,6 +70,25 @@ def test_properties_are_used_and_named(scan: Scan) -> None:
     assert told["inversion efficiency"] == "0.9 (property inversion_efficiency)"
     assert told["timepoint counter"] == "repetition (property timepoint)"
     assert told["timepoints"] == "100 (property timepoints)"
+
+
+def test_it_says_where_a_scan_would_be_reconstructed(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def would(**properties: object) -> tuple[str, list[str]]:
+        inspection = inspect(scan.header, scan.readouts(), Settings.from_properties(properties))
+        return "\n".join(inspection.would), inspection.missing
+
+    for package in ("cufinufft", "cupy"):
+        monkeypatch.setitem(sys.modules, package, None)  # not to be imported
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        says, missing = would(device="cpu")
+        assert "on the CPU\n" in says
+        assert missing == []
+        (one,) = would(device="cuda")[1]
+        assert ("no NUFFT for the GPU" if there else "no usable GPU") in one
+    says, missing = would()
+    assert "on the CPU: there is no NUFFT for the GPU" in says
+    assert missing == []
 
 
 @pytest.mark.parametrize("order", ["golden", "sequential"])

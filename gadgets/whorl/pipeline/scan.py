@@ -24,6 +24,7 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.kspace.coilmaps import read_external_maps
+from whorl.kspace.nufft import gpu_backend
 from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
 from whorl.maps.geometry import orientation
 from whorl.maps.images import ImageMaker, Provenance, SliceMaps
@@ -61,6 +62,30 @@ Observe = Callable[[int, SliceResult], None]
 
 def _log_only(level: str, text: str) -> None:
     _logger.log({"WRN": logging.WARNING, "ERR": logging.ERROR}.get(level, logging.INFO), text)
+
+
+def device_of(settings: Settings) -> tuple[torch.device, str]:
+    """Where scans are reconstructed, and why on the CPU although there is a GPU (or nothing).
+
+    Raises
+    ------
+    ScanError
+        If property device asks for what is not there.
+    """
+    cpu, insists = torch.device("cpu"), settings.device == "cuda"
+    if settings.device == "cpu":
+        return cpu, ""
+    if not torch.cuda.is_available():
+        if insists:
+            raise ScanError("device=cuda, but there is no usable GPU: expected one, or device=auto")
+        return cpu, ""
+    try:
+        gpu_backend(settings.nufft)
+    except ImportError as error:
+        if insists:
+            raise ScanError(f"device=cuda, but {error}, or device=auto") from error
+        return cpu, str(error)
+    return torch.device("cuda"), ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +128,9 @@ class _Scan:
     ):
         self._header, self._settings, self._send, self._report = sources.header, settings, send, report
         self._observe = observe
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise ScanError("device=cuda, but there is no usable GPU: expected one, or device=auto")
-        cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-        self._device = torch.device("cuda" if cuda else "cpu")
+        self._device, why = device_of(settings)
+        if why:
+            report.say("WRN", f"on the CPU: {why}")
         self.tally = Tally()
         self.collector = Collector(
             sources,

@@ -23,6 +23,7 @@ from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
 from whorl.pipeline.encoding import Encoder, Encoding
 from whorl.pipeline.protocol import Item, Protocol, gather
+from whorl.pipeline.scan import device_of
 from whorl.pipeline.slices import reconstruct_slice
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
@@ -309,9 +310,15 @@ class _Inspector:
             f"coils: {white}compressed by {settings.compression} to {n_virtual}, maps by "
             f"{settings.coil_maps_file or settings.coil_maps}"
         )
-        self.found.would.append(
-            f"reconstruct by {settings.method} on {'a GPU' if torch.cuda.is_available() else 'the CPU'}"
-        )
+        try:
+            device, why = device_of(settings)
+        except ScanError as error:
+            self.found.missing.append(str(error))
+        else:
+            where = "the CPU" if device.type == "cpu" else "a GPU"
+            self.found.would.append(
+                f"reconstruct by {settings.method} on {where}{f': {why}' if why else ''}"
+            )
         self.found.would.append(
             "match to T1, T2, M0 and quality" + (", B1" if settings.b1 == "match" else "")
         )
