@@ -26,7 +26,7 @@ from pretend_scan import run_on_pretend_device
 from scan_edit import QUANTITIES, Scan
 from whorl.config import Settings
 from whorl.kspace.accumulate import fold, fold_gram
-from whorl.kspace.coilmaps import ExternalMaps, maps_from_centre
+from whorl.kspace.coilmaps import ExternalMaps, maps_from_centre, polynomial_maps
 from whorl.kspace.coils import compression_matrix, smooth
 from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import make_nufft
@@ -34,10 +34,11 @@ from whorl.kspace.rovir import low_resolution_images, region_energies, rovir_mat
 from whorl.physics.dictionary import Dictionary, DictionaryParameters, build_dictionary
 from whorl.physics.matching import match
 from whorl.recon.corrected import conjugate_gradients
-from whorl.recon.llr import locally_low_rank
+from whorl.recon.guide import guide
+from whorl.recon.inr import fit_inr
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import box_around, object_mask, widen
-from whorl.recon.normal import GramNormal, Normal, ToeplitzNormal
+from whorl.recon.normal import Kernel, Normal, Sampling, make_kernel
 from whorl.scan.failure import ScanError
 
 CPU = torch.device("cpu")
@@ -181,6 +182,13 @@ def test_coil_maps(method: str) -> None:
     assert counted.waits == [] or method == "espirit"  # SigPy computes these on the CPU
 
 
+def test_polynomial_coil_maps() -> None:
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[BOX] = True
+    images = coil_images()
+    same_on_both(polynomial_maps, images, mask, maps_from_centre(images))
+
+
 @pytest.mark.parametrize("kind", ["csm", "body"])
 def test_external_maps(kind: str) -> None:
     values = {"csm": complex_normal(1, C, 20, 18).numpy(), "body": complex_normal(1, 20, 18).abs().numpy()}
@@ -204,44 +212,57 @@ def encoding() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 BOX = (slice(2, 28), slice(3, 25))
 
 
-def normal_of(form: str, gram: Tensor, dcf: Tensor, csm: Tensor, trajectory: Tensor) -> Normal:
-    if form == "toeplitz":
-        return ToeplitzNormal(gram, dcf, csm, trajectory, BOX)
-    return GramNormal(gram, dcf, csm, make_nufft(trajectory, SHAPE))
+def kernel_of(gram: Tensor, dcf: Tensor, trajectory: Tensor) -> Kernel:
+    return make_kernel(Sampling(gram, dcf, trajectory, make_nufft(trajectory, SHAPE)), (26, 22))
 
 
 def in_box() -> Tensor:
-    images = torch.zeros((K, *SHAPE), dtype=torch.complex64)
-    images[:, BOX[0], BOX[1]] = complex_normal(K, *SHAPE, seed=2)[:, BOX[0], BOX[1]]
-    return images
+    return complex_normal(K, 26, 22, seed=2)
 
 
-FORMS = pytest.mark.parametrize("form", ["gram", "toeplitz"])
-
-
-@FORMS
-def test_the_normal_operator(form: str) -> None:
-    def work(images: Tensor, *encoded: Tensor) -> tuple[Tensor, Tensor]:
-        normal = normal_of(form, *encoded)
-        return normal(images), normal.with_maps(encoded[2].conj()).coil_images(images)
-
-    same_on_both(work, in_box(), *encoding())
-    normal, images = normal_of(form, *moved(encoding(), PRETEND)), in_box().to(PRETEND)
-    with transfers() as counted:
-        normal(images)
-    assert counted.events == []
-
-
-@FORMS
-def test_conjugate_gradients_never_transfer(form: str) -> None:
-    def work(right: Tensor, *encoded: Tensor) -> tuple[Tensor, Tensor]:
-        normal = normal_of(form, *encoded)
+def test_the_normal_operator_transfers_nothing() -> None:
+    def work(
+        images: Tensor, gram: Tensor, dcf: Tensor, csm: Tensor, trajectory: Tensor
+    ) -> tuple[Tensor, ...]:
+        normal = Normal(kernel_of(gram, dcf, trajectory), csm[:, BOX[0], BOX[1]])
         with transfers() as counted:
-            result = conjugate_gradients(normal, right, None, 5)
+            result = normal(images), normal.coil_images(images), normal.kernel.invert_roughly(images)
         assert counted.events == []
         return result
 
     same_on_both(work, in_box(), *encoding())
+
+
+def test_conjugate_gradients_never_transfer() -> None:
+    def work(
+        right: Tensor, gram: Tensor, dcf: Tensor, csm: Tensor, trajectory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        normal = Normal(kernel_of(gram, dcf, trajectory), csm[:, BOX[0], BOX[1]])
+        with transfers() as counted:
+            result = conjugate_gradients(
+                normal,
+                right,
+                torch.zeros_like(right),
+                5,
+                project=lambda x: x,
+                precondition=normal.kernel.invert_roughly,
+            )
+        assert counted.events == []
+        return result
+
+    same_on_both(work, in_box(), *encoding())
+
+
+@pytest.mark.parametrize("iterations", [0, 4])
+def test_the_guide_and_the_fit(iterations: int) -> None:
+    images, mask = in_box().real, torch.ones((26, 22), dtype=torch.bool)
+    mask[0, :3] = False
+
+    def work(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        found = guide(images, mask)
+        return found, fit_inr(images, mask, guide=found, iterations=iterations).coefficients
+
+    same_on_both(work, images, mask)
 
 
 def test_the_adjoint_transfers_nothing() -> None:
@@ -267,39 +288,14 @@ def test_masks() -> None:
     assert len(counted.events) == 1
 
 
-@pytest.mark.parametrize("phased", [True, False], ids=["real", "complex"])
-def test_llr_waits_for_its_eigenvalues_alone(phased: bool) -> None:
-    phase = torch.polar(torch.ones(SHAPE), torch.linspace(-1, 1, SHAPE[1]).expand(SHAPE))
-    mask = torch.zeros(SHAPE, dtype=torch.bool)
-    mask[BOX] = True
-
-    def work(iterations: int, x0: Tensor, phase: Tensor, mask: Tensor, *encoded: Tensor) -> Tensor:
-        fitted = locally_low_rank(
-            x0,
-            normal_of("toeplitz", *encoded),
-            lam=0.5,
-            block=6,
-            iterations=iterations,
-            phase=phase if phased else None,
-            mask=mask,
-        )
-        return fitted.coefficients
-
-    inputs = (in_box(), phase, mask, *encoding())
-    waits = [
-        Counter(event.operation for event in same_on_both(partial(work, n), *inputs).waits) for n in (3, 7)
-    ]
-    # PyTorch has no eigendecomposition that does not ask the device whether it converged.
-    assert waits[1] - waits[0] == Counter({"aten::_linalg_eigh": 4})
-
-
 # --- Whole scans --------------------------------------------------------------------------------------------
 
 #: Properties, and those that change the number of iterations.
 METHODS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "lowrank": ({"method": "lowrank"}, [{}]),
     "llr": ({"method": "llr"}, [{"llr_iterations": 2}, {"llr_iterations": 5}]),
-    "inr": ({"method": "inr", "preset": "normal"}, [{"iterations": 3}, {"iterations": 7}]),
+    "inr": ({"method": "inr"}, [{"correction_steps": 2}, {"correction_steps": 5}]),
+    "inr, trained": ({"method": "inr", "guide": "off"}, [{"iterations": 3}, {"iterations": 7}]),
 }
 
 

@@ -316,9 +316,7 @@ class _Inspector:
             self.found.missing.append(str(error))
         else:
             where = "the CPU" if device.type == "cpu" else "a GPU"
-            self.found.would.append(
-                f"reconstruct by {settings.method} on {where}{f': {why}' if why else ''}"
-            )
+            self.found.would.append(f"reconstruct by {settings.method} on {where}{f': {why}' if why else ''}")
         self.found.would.append(
             "match to T1, T2, M0 and quality" + (", B1" if settings.b1 == "match" else "")
         )
