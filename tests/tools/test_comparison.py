@@ -19,7 +19,8 @@ from whorl.config import Settings
 from whorl.maps.images import SliceMaps
 from whorl.pipeline.scan import find_protocol
 from whorl.scan.header import read_header
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 from whorl.tools.comparison import (
     Source,
     compare,

@@ -41,7 +41,7 @@ from whorl.pipeline.slices import SliceResult
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING, Readout
 from whorl.scan.resolve import Resolved
-from whorl.simulation.scan import Truth, read_truth
+from whorl.simulation.truth import Truth, read_truth
 from whorl.tools.runs import Comparison, Run, Search, voxels
 
 #: Timepoints that the methods are compared at; the low-rank reference has all.
