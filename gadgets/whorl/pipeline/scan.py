@@ -29,12 +29,15 @@ from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
 from whorl.maps.geometry import orientation
 from whorl.maps.images import ImageMaker, Provenance, SliceMaps
 from whorl.physics.dictionary import Dictionary
-from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
+from whorl.pipeline.collecting import Collector
 from whorl.pipeline.deadlines import Deadline, in_time
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.pipeline.encoding import Encoder, Encoding
 from whorl.pipeline.fitting import record_fit
+from whorl.pipeline.losses import HARMLESS
+from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Protocol, Sources, gather, settle
+from whorl.pipeline.report import Report
 from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
 from whorl.recon.pointspread import check_order
 from whorl.runtime.logs import current_scan
@@ -481,7 +484,7 @@ class _Scan:
         self._wait()
         if not self._delivered:
             return None
-        lost = ", ".join(sorted({str(part.slice_number) for part in self.collector.open_parts}))
+        lost = ", ".join(sorted({str(part.slice_number) for part in self.collector.parts.open}))
         self._report.fail(f"slice {lost} failed: {why}" if lost else why)
         return self._outcome()
 
