@@ -65,8 +65,6 @@ class Collector:
         Takes a slice whose buffer is full; it is not kept here.
     basis
         Gives the temporal basis once it is ready, ``None`` before: then slices are folded while they arrive.
-    keep_held
-        Whether a tenth of the readouts is also kept by itself.
     """
 
     def __init__(
@@ -80,12 +78,10 @@ class Collector:
         settled: Callable[[Protocol], None],
         complete: Callable[[Part, SliceBuffer], None],
         basis: Callable[[], Tensor | None],
-        keep_held: bool,
     ) -> None:
         self.sources, self._settings, self._device = sources, settings, device
         self._tally, self._report = tally, report
         self._settled, self._complete, self._basis = settled, complete, basis
-        self._keep_held = keep_held
         self._compress = make_compression(sources, settings)
         self.protocol: Protocol | None = None
         self.noise = NoiseStatistics()
@@ -150,7 +146,6 @@ class Collector:
             self.whitening,
             self._compress,
             self._device,
-            keep_held=self._keep_held,
             block=ROVIR_BLOCK if self._settings.compression == "rovir" else BLOCK,
         )
 

@@ -127,7 +127,6 @@ class _Scan:
         send: Callable[[ismrmrd.Image], None],
         report: Report,
         observe: Observe | None,
-        hold_out: bool,
     ):
         self._header, self._settings, self._send, self._report = sources.header, settings, send, report
         self._observe = observe
@@ -144,7 +143,6 @@ class _Scan:
             settled=self._settled,
             complete=self._hand_over,
             basis=self._basis_if_ready,
-            keep_held=False,
         )
         self._images = ImageMaker(self._header.recon, settings.output_dtype)
         pulse_shape(settings)  # what cannot be read shall not wait for the train
@@ -531,7 +529,6 @@ def reconstruct_scan(
     log: LogText = _log_only,
     *,
     observe: Observe | None = None,
-    hold_out: bool = False,
 ) -> Outcome:
     """Reconstruct a scan while it arrives.
 
@@ -553,9 +550,6 @@ def reconstruct_scan(
         Takes (level, text) with level ``DBG``, ``WRN`` or ``ERR``.
     observe
         Takes each slice before its images are sent: its number and all that is known about it.
-    hold_out
-        Whether method=llr does without a tenth of the readouts and is judged by them: `held_out` in the
-        diagnostics of the slice. The INR decides by itself.
 
     Raises
     ------
@@ -564,7 +558,7 @@ def reconstruct_scan(
         contradict each other. After the first slice this is one of the failures of the outcome.
     """
     sources = gather(header_xml, settings)
-    scan = _Scan(sources, settings, send_image, Report(log), observe, hold_out)
+    scan = _Scan(sources, settings, send_image, Report(log), observe)
     source = sources.prepared(readouts, settings, scan.tally, scan.collector.scan_counter)
     ended_early = ""
     try:

@@ -200,7 +200,6 @@ class _Inspector:
             settled=self._settled,
             complete=self._complete,
             basis=lambda: self._dictionary.basis if self._dictionary else None,
-            keep_held=False,
         )
         self._encoder = Encoder(sources.header, settings, self._device, self._said)
         self._dictionary: Dictionary | None = None
