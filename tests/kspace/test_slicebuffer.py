@@ -156,16 +156,6 @@ def test_what_has_no_timepoint_is_not_used() -> None:
     check(run(raw, order), ORDER, orthonormal_basis(T, K), first_block_matrix(None, C))
 
 
-def test_timepoints_are_remembered_with_their_data() -> None:
-    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU)
-    for t in (4, 9):
-        buffer.add(readout(t, samples(t)), 0, None, digest(readout(t, samples(t))))
-    buffer.number_timepoints(np.array([4, -1]))
-    buffer.add(readout(2, samples(2)), 0, 2, 77)
-    assert buffer.seen == {4: digest(readout(4, samples(4))), 2: 77}
-    assert buffer.n_seen == 2
-
-
 @pytest.mark.parametrize("count", [70, 64, 30])
 def test_parts_are_as_if_each_had_come_alone(count: int) -> None:
     # Of two repetitions that came as one, with the compression that the first readouts chose.

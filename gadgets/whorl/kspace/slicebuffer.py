@@ -153,7 +153,6 @@ class SliceBuffer:
         #: Interleaf of each readout, in order of arrival.
         self.order: list[int] = []
         self._timepoint: list[int] = []  # -1: not used
-        self.seen: dict[int, int] = {}  # timepoint -> digest of its data
         self._bins: Tensor | None = None
         self._gram: Tensor | None = None
         self.interleaves = Interleaves()
@@ -169,11 +168,6 @@ class SliceBuffer:
     @property
     def n_waiting(self) -> int:
         return len(self._heads)
-
-    @property
-    def n_seen(self) -> int:
-        """Distinct timepoints that have come."""
-        return len(self.seen)
 
     @property
     def waiting_digests(self) -> list[int]:
@@ -207,7 +201,6 @@ class SliceBuffer:
             self._digests.append(its_digest)
         else:
             self._timepoint.append(timepoint)
-            self.seen[timepoint] = its_digest
         if self._staged == len(self._staging):
             self._compress()
 
@@ -218,9 +211,6 @@ class SliceBuffer:
 
         `interleaf` `(R,)` replaces the numbers that were given before the timepoints were known.
         """
-        for t, its_digest in zip(timepoint.tolist(), self._digests, strict=True):
-            if t >= 0:
-                self.seen[t] = its_digest
         if interleaf is not None:
             self._interleaf[len(self._timepoint) :] = interleaf.tolist()
             self.order = list(self._interleaf)
@@ -251,7 +241,7 @@ class SliceBuffer:
             buffer._digests = [self._digests[n] for n in chosen]
             buffer._interleaf = [self._interleaf[n] for n in chosen]
             buffer.order = list(buffer._interleaf)
-            buffer._timepoint, buffer.seen = [], {}
+            buffer._timepoint = []
             buffer.n_arrived = len(chosen)
             buffers.append(buffer)
         return buffers
