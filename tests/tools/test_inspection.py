@@ -19,7 +19,9 @@ from whorl.cli import main
 from whorl.config import Settings
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Flag, Readout
-from whorl.simulation.scan import PULSEQ, correlated_noise, simulate
+from whorl.simulation.noise import correlated_noise
+from whorl.simulation.parameters import PULSEQ
+from whorl.simulation.scan import simulate
 from whorl.tools.inspection import inspect
 
 _SMALL = {"phantom": "nist", "timepoints": 120, "interleaves": 24, "coils": 4, "matrix": 64}
@@ -94,7 +96,7 @@ def test_it_says_where_a_scan_would_be_reconstructed(scan: Scan, monkeypatch: py
 @pytest.mark.parametrize("order", ["golden", "sequential"])
 def test_the_order_is_judged(tmp_path: Path, order: str) -> None:
     path = tmp_path / "scan.h5"
-    simulate(path, **{**_SMALL, "timepoints": 480}, order=order)  # type: ignore[arg-type]
+    simulate(path, **{**_SMALL, "timepoints": 480}, order=order)
     result = whorl(path)
     assert ("biases low-rank T2" in result.stdout) == (order == "sequential")
     assert result.exit_code == (3 if order == "sequential" else 0)
@@ -103,7 +105,7 @@ def test_the_order_is_judged(tmp_path: Path, order: str) -> None:
 def test_noise_is_described(tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
     covariance = correlated_noise(4, 0.7, noisy=8.0)
-    simulate(path, **_SMALL, noise_covariance=covariance)  # type: ignore[arg-type]
+    simulate(path, **_SMALL, noise_covariance=covariance)
     result = whorl(path)
     assert "largest correlation of two 0.7" in result.stdout
     assert "noisy coils (numbers from 0): 0" in result.stdout
@@ -113,7 +115,7 @@ def test_the_signal_to_noise_ratio_follows_the_noise(tmp_path: Path) -> None:
     ratios = []
     for noise in (1e-3, 4e-3):
         path = tmp_path / f"{noise}.h5"
-        simulate(path, **_SMALL, noise=noise)  # type: ignore[arg-type]
+        simulate(path, **_SMALL, noise=noise)
         scan = Scan.load(path)
         for one in (scan, scan.copy().without_noise()):
             inspection = inspect(one.header, one.readouts(), Settings())
