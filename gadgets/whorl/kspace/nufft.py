@@ -11,13 +11,14 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.utils.dlpack
 from torch import Tensor
+
+from whorl.runtime.cores import spread
 
 #: Makes a NUFFT for a trajectory `(M, 2)`, images (Y, X) and a relative error.
 _Make = Callable[[Tensor, tuple[int, int], float], "Nufft"]
@@ -53,8 +54,7 @@ class FinufftNufft:
         self._finufft, self._shape, self._tolerance = finufft, shape, tolerance
         self._points = [points.numpy() for points in _in_radians(trajectory)]
         self._n_samples = (len(trajectory),)
-        self._plans: dict[tuple[int, int], Any] = {}  # by kind and core
-        self._pool = ThreadPoolExecutor(torch.get_num_threads(), "whorl-nufft")
+        self._idle: dict[int, list[Any]] = {1: [], 2: []}  # plans by kind that no thread uses now
 
     def _plan(self, kind: int) -> Any:
         # The smaller oversampling costs a wider kernel and saves more in the FFT: three times as fast
@@ -74,20 +74,20 @@ class FinufftNufft:
 
     def _execute(self, kind: int, batch: Tensor) -> Tensor:
         # One core, one transform at a time: threads that share a transform add up in another order each time.
-        cores = min(torch.get_num_threads(), len(batch))
-        for core in range(cores):
-            if (kind, core) not in self._plans:
-                self._plans[kind, core] = self._plan(kind)
         result = torch.empty(
             (len(batch), *(self._shape if kind == 1 else self._n_samples)), dtype=batch.dtype
         )
         data, out = batch.resolve_conj().contiguous().numpy(), result.numpy()
 
-        def work(core: int) -> None:
-            for row in range(core, len(data), cores):
-                self._plans[kind, core].execute(data[row], out[row])
+        def work(row: int) -> None:
+            try:
+                plan = self._idle[kind].pop()
+            except IndexError:
+                plan = self._plan(kind)
+            plan.execute(data[row], out[row])
+            self._idle[kind].append(plan)
 
-        list(self._pool.map(work, range(cores)))
+        spread(work, range(len(data)))
         return result
 
     def forward(self, images: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from whorl.pipeline.protocol import Protocol, Sources, gather, settle
 from whorl.pipeline.report import Report
 from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
 from whorl.recon.pointspread import check_order
+from whorl.runtime.cores import limit_this_thread, one_thread
 from whorl.runtime.logs import current_scan
 from whorl.runtime.torch_ready import warm_up
 from whorl.scan.arrivals import ScanCounter
@@ -181,9 +182,14 @@ class _Scan:
         self._jobs: list[Future[bool]] = []  # those that may not be done yet
         self._further: deque[Future[None]] = deque()  # what is made beside the maps of slices
         self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
+
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
         # What they log is of this scan too.
-        of_scan: Any = {"initializer": current_scan.set, "initargs": (current_scan.get(),)}
+        def begin(name: str) -> None:
+            current_scan.set(name)
+            limit_this_thread()
+
+        of_scan: Any = {"initializer": begin, "initargs": (current_scan.get(),)}
         self._worker = ThreadPoolExecutor(1, "whorl-slice", **of_scan)
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary", **of_scan)
         self._dictionary: Future[Dictionary] | None = None
@@ -546,18 +552,20 @@ def reconstruct_scan(
     source = sources.prepared(readouts, settings, scan.tally, scan.collector.scan_counter)
     ended_early = ""
     try:
-        while True:
-            try:
-                readout = next(source, None)
-            except UnusableScan:
-                raise
-            except (EndOfStream, ScanError) as error:
-                ended_early = f"the stream ended early: {error}"
-                break
-            if readout is None:
-                break
-            scan.collector.add(readout)
-        return scan.finish(ended_early)
+        # What is added up by one thread does not depend on how many there are.
+        with one_thread():
+            while True:
+                try:
+                    readout = next(source, None)
+                except UnusableScan:
+                    raise
+                except (EndOfStream, ScanError) as error:
+                    ended_early = f"the stream ended early: {error}"
+                    break
+                if readout is None:
+                    break
+                scan.collector.add(readout)
+            return scan.finish(ended_early)
     except ScanError as error:
         outcome = scan.stop(str(error))
         if outcome is None:
