@@ -17,13 +17,11 @@ from whorl.simulation.scan import simulate
 #: that the dictionary is made anew.
 _RUN = """
 import hashlib, sys
-import torch
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.pipeline.scan import reconstruct_scan
 
-scan, threads, only, *properties = sys.argv[1:]
-torch.set_num_threads(int(threads))
+scan, only, *properties = sys.argv[1:]
 slices = {}
 
 def send(image):
@@ -50,7 +48,8 @@ METHODS = {
 
 def digests(scan: Path, *properties: str, threads: int = 2, only: str = "all") -> dict[int, str]:
     run = subprocess.run(
-        [sys.executable, "-c", _RUN, str(scan), str(threads), only, *properties],
+        [sys.executable, "-c", _RUN, str(scan), only, *properties],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -21,8 +21,8 @@ from whorl.kspace.coils import combine, smooth
 from whorl.recon.normal import Kernel, Normal
 from whorl.recon.slicedata import Progress, SliceData
 
-#: Width within which the object's phase is taken to be smooth, relative to the field of view (of 256 pixels 3),
-#: and the least in pixels.
+#: Width within which the object's phase is taken to be smooth, relative to the field of view (of 256 pixels
+#: 3), and the least in pixels.
 _PHASE_SIGMA, _LEAST_SIGMA = 3 / 256, 0.7
 #: Width in pixels of the neighbourhood in which the phase is judged.
 _LOCAL_SIGMA = 1.0
