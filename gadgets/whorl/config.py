@@ -340,7 +340,7 @@ class Settings:
     )
     iterations: int = _setting(
         -1,
-        "iterations of the fit; -1: 5 for guide=on (none for an uneven order), 100 without, 300 for fit=adam",
+        "Adam iterations of the fit; -1: none for guide=on, 100 without, 300 for fit=adam",
         low=-1,
         high=100000,
     )

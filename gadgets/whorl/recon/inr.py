@@ -32,9 +32,9 @@ _ALL = slice(None)
 #: with edges (one seed each); 0.03 was the largest that was tried for `fourier`.
 _LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
 
-#: With a guide: learning rate and iterations. More of both fit noise: of a plate 20 iterations at 0.005
-#: double the spread that none leave; texture wants a few.
-_GUIDED_RATE, _GUIDED_ITERATIONS = 0.003, 5
+#: Learning rate with a guide, where iterations are asked for. By default there are none: five gain texture 0.04
+#: points of T1 and cost where there is more noise or an uneven order (docs/validation.md).
+_GUIDED_RATE = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def fit_inr(
     encoder
         `grid`, `hash`, `fourier` or `siren`, see `whorl.recon.encoders`; `siren` has no further MLP.
     iterations
-        -1: 5 with a guide, 100 without; 300 for ``adam``.
+        -1: none with a guide, 100 without; 300 for ``adam``.
     levels, hidden, finest_resolution, learning_rate
         0: 4, 16, one point per pixel and 0.003 with a guide; without 8, 64, 96 and 0.03 (`siren`: 0.001).
     base_resolution, finest_resolution, log2_table
@@ -216,7 +216,7 @@ def fit_inr(
         raise ValueError("the mask is empty: there is nothing to fit")
     guided = guide is not None
     if iterations < 0:
-        iterations = 300 if fit == "adam" else (_GUIDED_ITERATIONS if guided else 100)
+        iterations = 300 if fit == "adam" else (0 if guided else 100)
     hidden = hidden or (16 if guided else 64)
     rate = learning_rate or (_GUIDED_RATE if guided else _LEARNING_RATES[encoder])
 

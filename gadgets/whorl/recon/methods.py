@@ -128,10 +128,6 @@ def inr(
         real=not why,
         progress=progress,
     )
-    if uneven and guided and fit.get("iterations", -1) < 0:
-        # What is left of the side lobes is structure, which iterations would fit: T1 plate in sequential
-        # order 4.8 / 6.5 % with five, 2.5 / 3.6 % with none.
-        fit = {**fit, "iterations": 0}
     found, estimate = _fitted(begun.z, begun.data, guided=guided, fit=fit, progress=progress)
     images = estimate.coefficients
     if head == "kspace" and uneven:
