@@ -32,8 +32,8 @@ _ALL = slice(None)
 #: with edges (one seed each); 0.03 was the largest that was tried for `fourier`.
 _LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
 
-#: Learning rate with a guide, where iterations are asked for. By default there are none: five gain texture 0.04
-#: points of T1 and cost where there is more noise or an uneven order (docs/validation.md).
+#: Learning rate with a guide, where iterations are asked for. By default there are none: five gain texture
+#: 0.04 points of T1 and cost where there is more noise or an uneven order (docs/validation.md).
 _GUIDED_RATE = 0.003
 
 
