@@ -22,7 +22,7 @@ from whorl.recon.normal import Kernel, Normal
 from whorl.recon.slicedata import Progress, SliceData
 
 #: Width within which the object's phase is taken to be smooth, relative to the field of view (of 256 pixels
-#: 3), and the least in pixels.
+#: 4.5), and the least in pixels.
 _PHASE_SIGMA, _LEAST_SIGMA = 4.5 / 256, 0.7
 #: Width in pixels of the neighbourhood in which the phase is judged.
 _LOCAL_SIGMA = 1.0
