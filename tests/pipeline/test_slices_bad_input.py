@@ -321,6 +321,18 @@ def test_the_preset_seed_is_what_it_stands_for(slice_: Slice) -> None:
         np.testing.assert_array_equal(changed, m0(**{**parts, name: value}))
 
 
+def test_the_kspace_head_is_for_an_uneven_order(slice_: Slice, uneven: Slice) -> None:
+    for one, changes in ((uneven, True), (slice_, False)):
+        kspace, image = (
+            reconstruct_slice(
+                one.kspace, one.encoding, one.dictionary, Settings.from_properties({"head": head}), None
+            )
+            for head in ("kspace", "image")
+        )
+        assert kspace.status == image.status == "complete"
+        assert np.array_equal(kspace.maps.m0, image.maps.m0) != changes
+
+
 @pytest.mark.parametrize(
     "properties",
     [
