@@ -250,7 +250,7 @@ def test_a_slice_without_signal_is_sent_as_zeros(
         shape = scan.data[n].shape
         noise = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
         scan.data[n] = (noise * (kind == "noise")).astype(np.complex64)
-    result = scan.run(method=method, iterations=2)
+    result = scan.run(method=method)
     assert result.slices() == [0, 1]
     assert result.outcome.exit_code == 3
     for role in QUANTITIES:

@@ -201,7 +201,7 @@ def fit_inr(
     Raises
     ------
     FloatingPointError
-        If the fit diverges.
+        If the fit diverges, or the guide is not finite.
     ValueError
         If the mask is empty, or there is no such encoder.
 
@@ -215,6 +215,8 @@ def fit_inr(
     if not len(places[-1]):
         raise ValueError("the mask is empty: there is nothing to fit")
     guided = guide is not None
+    if guide is not None and not bool(torch.isfinite(guide).all()):
+        raise FloatingPointError("the guide of the INR is not finite")
     if iterations < 0:
         iterations = 300 if fit == "adam" else (0 if guided else 100)
     hidden = hidden or (16 if guided else 64)
