@@ -17,6 +17,7 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics, dependent_coils, whitening_matrix
+from whorl.kspace.outliers import has_noise_spikes
 from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
 from whorl.pipeline.encoding import ROVIR_BLOCK, make_compression
 from whorl.pipeline.protocol import Protocol, Sources, settle
@@ -44,6 +45,7 @@ _AGAIN = "came again with other data; the first one counts"
 _LATE = "came after their slice was over and were dropped"
 _OUT = "with a timepoint outside the train were dropped"
 _OTHER = "of another repetition were dropped"
+_SPIKED = "with spikes were dropped"
 
 
 class Report:
@@ -176,7 +178,9 @@ class Collector:
     def add(self, readout: Readout) -> None:
         """Take one readout; its arrays are copied."""
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
-            if self._latest is None:  # later ones would not be used
+            if has_noise_spikes(readout.data):
+                self._tally[f"of noise {_SPIKED}"] += 1
+            elif self._latest is None:  # later ones would not be used
                 self.noise.add(readout.data, float(readout.head["sample_time_us"]))
             return
         number = int(readout.head["idx"]["slice"])
@@ -215,6 +219,8 @@ class Collector:
         assert part.buffer is not None
         if part.repetition < 0:
             self._confirm(protocol, part)
+        if len(part.seen) == protocol.n_measured and protocol.counter != "arrival":
+            self._judge(part)
         if len(part.seen) == protocol.n_measured and protocol.counter != "arrival":
             self._finish(part)
         elif (
@@ -327,6 +333,7 @@ class Collector:
         if self.protocol is None or part is None or part.buffer is None:
             return
         T = self.protocol.n_measured
+        self._judge(part)
         if self.protocol.counter == "arrival":
             over = part.buffer.n_arrived == T
         else:
@@ -400,8 +407,16 @@ class Collector:
             if other.buffer is not None and self._has_enough(protocol, other):
                 self._finish(other)
 
+    def _judge(self, part: Part) -> None:
+        """Readouts with spikes are missing."""
+        assert part.buffer is not None
+        for t in part.buffer.judge():
+            del part.seen[t]
+            self._tally.lose(_SPIKED, part.slice_number)
+
     def _has_enough(self, protocol: Protocol, part: Part) -> bool:
         assert part.buffer is not None
+        self._judge(part)
         if protocol.counter == "arrival":
             return part.buffer.n_arrived == protocol.n_measured
         return len(part.seen) >= self._settings.min_readouts * protocol.n_measured
@@ -495,6 +510,7 @@ class Collector:
         """Timepoints of all readouts of a slice that came before they were known."""
         (first,) = self._parts.pop(number)
         assert first.buffer is not None
+        first.buffer.judge()
         heads, digests = first.buffer.heads, first.buffer.waiting_digests
         parts: list[Part] = []
         part_of, timepoint = np.zeros(len(heads), dtype=np.int64), np.full(len(heads), -1, dtype=np.int64)
@@ -510,14 +526,17 @@ class Collector:
         for r, (t, its_digest) in enumerate(zip(t_of.tolist(), digests, strict=True)):
             tag = protocol.tag(heads[r])
             mine = [part for part in parts if part.tag == tag]
-            inside = 0 <= t < protocol.train.n_timepoints
+            spiked = r in first.buffer.spiked_waiting
+            inside = 0 <= t < protocol.train.n_timepoints and not spiked
             twice = inside and any(p.seen.get(t) == its_digest for p in mine)
             part = next((p for p in mine if not inside or twice or t not in p.seen), None)
             if part is None:
                 part = Part(number, tag)
                 parts.append(part)
             part_of[r] = parts.index(part)
-            if not inside:
+            if spiked:
+                self._tally.lose(_SPIKED, number)
+            elif not inside:
                 self._tally.lose(self._why_outside(protocol, t), number)
             elif twice and protocol.counter != "arrival":
                 self._tally.lose(_TWICE, number)
