@@ -51,13 +51,17 @@ class Interleaves:
         return self._find(trajectory, key) if number is None else number
 
     def _find(self, trajectory: NDArray[np.float32], key: bytes) -> int:
-        """Number of the trajectory that is the same but for rounding, or a new one."""
-        tolerance = _SAME * float(np.abs(trajectory).max())
-        probe = trajectory[:: max(1, len(trajectory) // 8)].ravel()
+        """Number of the trajectory that is the same but for rounding, or a new one.
+
+        Two columns are places; a third one has weights, of any size and perhaps no numbers.
+        """
+        places = trajectory[:, :2]
+        tolerance = _SAME * float(np.abs(places).max())
+        probe = places[:: max(1, len(trajectory) // 8)].ravel()
         if self._trajectories:
             near = np.abs(self._probes - probe).max(axis=1) <= tolerance
             for number in np.flatnonzero(near):
-                if np.abs(self._trajectories[number] - trajectory).max() <= tolerance:
+                if np.abs(self._trajectories[number][:, :2] - places).max() <= tolerance:
                     return int(number)
             self._probes = np.concatenate([self._probes, probe[None]])
         else:

@@ -262,6 +262,8 @@ class _Scan:
                 on_lowrank=on_lowrank if settings.preview else None,
                 progress=progress,
             )
+            if encoding.note:
+                result.remark("degraded", encoding.note)
             if self._b1_map and field is None:
                 result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
             if T < _SHORT_TRAIN:
