@@ -338,6 +338,8 @@ class _Scan:
             on_lowrank=on_lowrank if settings.preview else None,
             progress=progress,
         )
+        if one.encoding.note:
+            result.remark("degraded", one.encoding.note)
         if self._b1_map and field is None:
             result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
         result.seconds = {**one.seconds, **result.seconds, "slice": time.monotonic() - one.begun}
