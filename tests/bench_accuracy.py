@@ -25,7 +25,8 @@ from whorl.maps.rois import (
     well_seen,
 )
 from whorl.pipeline.scan import reconstruct_scan
-from whorl.simulation.scan import Truth, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import Truth, read_truth
 
 
 @dataclass(frozen=True, slots=True)

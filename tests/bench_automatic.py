@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bench_accuracy import reconstruct
-from whorl.simulation.scan import Truth, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import Truth, read_truth
 
 CASES: dict[str, dict[str, Any]] = {
     "NIST T1 plate, golden": {"phantom": "nist", "plate": "t1", "seed": 5},

@@ -166,7 +166,7 @@ def folded(readouts: list[Readout]) -> Receive:
         buffer: SliceBuffer | None = None
         while isinstance(message := following(), Readout):
             if buffer is None:
-                buffer = SliceBuffer(message, None, strongest, torch.device("cpu"), keep_held=True)
+                buffer = SliceBuffer(message, None, strongest, torch.device("cpu"))
             t = int(message.head["idx"]["repetition"])
             buffer.add(message, buffer.interleaves.number(message.trajectory), t, digest(message))
             buffer.fold(basis)

@@ -36,7 +36,8 @@ from whorl.pipeline.slices import reconstruct_slice
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.lowrank import adjoint_coil_images
 from whorl.scan.readout import Flag
-from whorl.simulation.scan import Truth, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import Truth, read_truth
 
 METHODS: dict[str, dict[str, Any]] = {
     "low-rank": {"method": "lowrank"},

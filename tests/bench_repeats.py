@@ -15,7 +15,8 @@ import numpy as np
 
 from bench_accuracy import reconstruct
 from whorl.maps.rois import RegionStatistics, mean_cov_percent, r_squared, region_statistics
-from whorl.simulation.scan import Truth, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import Truth, read_truth
 
 CASES: dict[str, dict[str, Any]] = {
     "NIST T2 plate, golden": {"phantom": "nist"},

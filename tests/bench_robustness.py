@@ -15,7 +15,8 @@ from typing import Any
 from bench_accuracy import reconstruct
 from bench_repeats import UNHURRIED
 from whorl.maps.rois import region_statistics
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 
 CASES: dict[str, dict[str, Any]] = {
     "none": {},

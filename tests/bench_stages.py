@@ -24,7 +24,7 @@ from whorl.physics.store import Store
 from whorl.recon.inr import fit_inr
 from whorl.scan.train import Train
 from whorl.simulation.signals import fisp_signals, jiang_train
-from whorl.simulation.spiral import design_spiral
+from whorl.simulation.spiral import cycles_per_pixel, design_spiral
 
 #: Of T1 and T2: 13 000 atoms.
 _STEP = 0.0445
@@ -116,7 +116,9 @@ def main() -> None:
     signal_model(device)
     generator = torch.Generator().manual_seed(0)
     spiral = design_spiral(matrix=256, fov_mm=300.0, interleaves=96)
-    trajectory = torch.as_tensor(spiral.cycles_per_pixel(300 / 256), dtype=torch.float32).reshape(-1, 2)
+    trajectory = torch.as_tensor(cycles_per_pixel(spiral.k_per_m, 300 / 256), dtype=torch.float32).reshape(
+        -1, 2
+    )
     images = torch.randn((36, 256, 256), dtype=torch.complex64, generator=generator)
     # The sum itself, at some of the samples.
     few = torch.arange(0, len(trajectory), 997)

@@ -30,7 +30,8 @@ from whorl.doors.files import read_header, read_readouts
 from whorl.pipeline.scan import reconstruct_scan
 from whorl.pipeline.slices import SliceResult
 from whorl.scan.readout import Flag, Readout
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 
 QUANTITIES = (("T1", "t1_ms"), ("T2", "t2_ms"))
 #: Of predictions that are compared with the empirical deviation: one from each of the first realisations.
@@ -51,7 +52,7 @@ class NoisyScan:
     """
 
     def __init__(self, path: Path, noise: float, **options: object) -> None:
-        simulate(path, noise=0.0, **options)  # type: ignore[arg-type]
+        simulate(path, noise=0.0, **options)
         self.header = read_header(path)
         self.truth = read_truth(path)
         self._readouts = list(read_readouts(path))

@@ -25,8 +25,11 @@ from scan_edit import Scan
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.pipeline.scan import reconstruct_scan
+from whorl.simulation.noise import correlated_noise
+from whorl.simulation.parameters import PULSEQ
 from whorl.simulation.phantoms import coil_maps
-from whorl.simulation.scan import PULSEQ, correlated_noise, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 
 COILS = 8
 

@@ -21,7 +21,7 @@ from whorl import __version__
 from whorl.cli import main
 from whorl.config import PROPERTIES, Settings, SettingsError, properties_from_json
 from whorl.doors.files import read_images
-from whorl.simulation.scan import read_truth
+from whorl.simulation.truth import read_truth
 
 _FAST = ("-p", "method=lowrank")
 

@@ -332,7 +332,8 @@ def _simulated(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--noise-dwell", "noise_dwell_us", type=float, metavar="US", help="Of the noise readouts.")
 def simulate(output: Path, layout: str, noise_correlation: float, noisy_coil: float, **options: Any) -> None:
     """Write a simulated scan (MRD) with its ground truth."""
-    from whorl.simulation.scan import PULSEQ, correlated_noise
+    from whorl.simulation.noise import correlated_noise
+    from whorl.simulation.parameters import PULSEQ
     from whorl.simulation.scan import simulate as run
 
     if layout == "pulseq":

@@ -340,7 +340,7 @@ class Settings:
     )
     iterations: int = _setting(
         -1,
-        "iterations of the fit; -1: none for guide=on, 100 for varpro without, 300 for adam",
+        "Adam iterations of the fit; -1: none for guide=on, 100 without, 300 for fit=adam",
         low=-1,
         high=100000,
     )
@@ -363,7 +363,9 @@ class Settings:
     sine_omega: float = _setting(30.0, "factor of the angles (siren)", low=0.1, high=1000)
     hidden: int = _setting(0, "width of the MLP; 0: 16 for guide=on, else 64", low=0, high=1024)
     learning_rate: float = _setting(
-        0.0, "learning rate at the start; it falls to a tenth; 0: by encoder (grid 0.03)", low=0
+        0.0,
+        "learning rate at the start; it falls to a tenth; 0: 0.003 for guide=on, else by encoder (grid 0.03)",
+        low=0,
     )
     lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
     lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scan_edit import Scan
 from whorl.cli import main
 from whorl.doors.files import ResultFile, read_images
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 
 TURNED_DEG, CENTRE_MM = (20.0, -35.0, 50.0), (12.0, -25.0, 40.0)
 SLICE_MM, MATRIX, FOV_MM = 5.0, 128, 300.0

@@ -5,6 +5,8 @@ Letters: B batch, M samples, Y X pixels.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -143,13 +145,21 @@ def test_a_trajectory_of_another_shape_is_refused(shape: tuple[int, ...]) -> Non
         make_nufft(torch.zeros(shape), (8, 8))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_threads_may_use_one_at_once(backend: str) -> None:
+    nufft = make_nufft(random_points(5000), (64, 48), backend=backend)
+    ys = [random_complex(2, 5000, seed=n) for n in range(24)]
+    expected = [nufft.adjoint(y) for y in ys]
+    with ThreadPoolExecutor(4) as pool:
+        for result, one in zip(pool.map(nufft.adjoint, ys), expected, strict=True):
+            assert torch.equal(result, one)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_gpu_equals_the_cpu(backend: str) -> None:
-    pytest.importorskip("cupy")
-    if backend == "finufft":
-        pytest.importorskip("cufinufft")
+    pytest.importorskip("cufinufft" if backend == "finufft" else "cupy")
     points, x, y = random_points(53), random_complex(3, 13, 8), random_complex(3, 53)
     here = make_nufft(points, (13, 8), backend=backend)
     there = make_nufft(points.cuda(), (13, 8), backend=backend)

@@ -19,7 +19,6 @@ from whorl.kspace.slicebuffer import (
     SliceBuffer,
     SubspaceKspace,
     digest,
-    held_timepoints,
 )
 from whorl.scan.readout import HEAD_DTYPE, Readout
 
@@ -111,7 +110,6 @@ def run(path: Any, order: list[tuple[int, int]], **options: Any) -> SubspaceKspa
         options.get("whitening"),
         strongest(options.get("n_virtual", C)),
         CPU,
-        keep_held=options.get("keep_held", False),
     )
     add = path(buffer, basis)
     for t, i in order:
@@ -158,21 +156,11 @@ def test_what_has_no_timepoint_is_not_used() -> None:
     check(run(raw, order), ORDER, orthonormal_basis(T, K), first_block_matrix(None, C))
 
 
-def test_timepoints_are_remembered_with_their_data() -> None:
-    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU)
-    for t in (4, 9):
-        buffer.add(readout(t, samples(t)), 0, None, digest(readout(t, samples(t))))
-    buffer.number_timepoints(np.array([4, -1]))
-    buffer.add(readout(2, samples(2)), 0, 2, 77)
-    assert buffer.seen == {4: digest(readout(4, samples(4))), 2: 77}
-    assert buffer.n_seen == 2
-
-
 @pytest.mark.parametrize("count", [70, 64, 30])
 def test_parts_are_as_if_each_had_come_alone(count: int) -> None:
     # Of two repetitions that came as one, with the compression that the first readouts chose.
     first, second = ORDER[:count], ORDER[20 : 20 + count]
-    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(3), CPU, keep_held=True)
+    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(3), CPU)
     turns = [*first, *second]
     for t, i in turns:
         buffer.add(readout(t, samples(t)), i, None, digest(readout(t, samples(t))))
@@ -185,7 +173,6 @@ def test_parts_are_as_if_each_had_come_alone(count: int) -> None:
         part.number_timepoints(place(part.heads))
         result = part.finish(basis)
         check(result, order, basis, compression_matrix(whole, 3))
-        check_held(result, order, compression_matrix(whole, 3))
 
 
 def test_interleaves_may_be_told_with_the_timepoints() -> None:
@@ -204,7 +191,7 @@ def test_the_receiver_is_brought_into_the_frame_of_the_signal(path: Any) -> None
     # With data y exp(-i delta) of a receiver that is off by delta, the factors exp(i delta) give those of y.
     basis, buffer = (
         orthonormal_basis(T, K),
-        SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU, keep_held=True),
+        SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU),
     )
     delta = np.random.default_rng(2).uniform(-3, 3, T)
     for t, i in ORDER:
@@ -217,19 +204,14 @@ def test_the_receiver_is_brought_into_the_frame_of_the_signal(path: Any) -> None
     result = buffer.finish(basis, torch.from_numpy(np.exp(1j * delta)).to(torch.complex64))
     # Virtual coils do not depend on the phase of a readout.
     check(result, ORDER, basis, first_block_matrix(None, C))
-    check_held(result, ORDER, first_block_matrix(None, C), atol=5e-5)  # turned twice, and other virtual coils
 
 
 def test_data_are_turned_by_interleaf_and_sample() -> None:
-    result = run(folded, ORDER, keep_held=True)
+    result = run(folded, ORDER)
     phase = torch.from_numpy(np.random.default_rng(3).uniform(-9, 9, (len(result.interleaves), S))).float()
     turned = result.turned(phase)
     factor = torch.exp(1j * phase)
     torch.testing.assert_close(turned.bins, torch.einsum("ikcs,is->ikcs", result.bins, factor))
-    assert turned.held is not None
-    assert result.held is not None
-    for n, i in enumerate(result.held.interleaf.tolist()):
-        torch.testing.assert_close(turned.held.readouts[n], result.held.readouts[n] * factor[i])
     assert torch.equal(turned.gram, result.gram)
 
 
@@ -298,86 +280,23 @@ def test_interleaves_that_differ_by_rounding_are_one() -> None:
     assert interleaves.number(np.stack([k.real, k.imag], axis=1).astype(np.float32)) == 7
 
 
-# --- Readouts that are kept by themselves ------------------------------------------------------------------
-
-
-def check_held(
-    result: SubspaceKspace, order: list[tuple[int, int]], matrix: Tensor, *, atol: float = 1e-5
-) -> None:
-    """Each readout of a timepoint that is held out is there once, with its data and its interleaf."""
-    held = result.held
-    assert held is not None
-    arms = dict(order)
-    expected = [t for t in held_timepoints(T).tolist() if t in arms]
-    assert sorted(held.timepoint.tolist()) == expected
-    assert held.readouts.shape == (len(expected), len(matrix), S)
-    for data, t, position in zip(held.readouts, held.timepoint, held.interleaf, strict=True):
-        assert int(result.interleaves[int(position)]) == arms[int(t)]
-        torch.testing.assert_close(data, matrix @ torch.from_numpy(samples(int(t))), rtol=0, atol=atol)
-
-
 ARRIVALS = pytest.mark.parametrize("arrival", ["in order", "reversed", "shuffled"])
 
 
 @PATHS
 @ARRIVALS
-def test_a_tenth_is_kept_as_well_whatever_way_it_takes(path: Any, arrival: str) -> None:
+def test_readouts_may_come_in_any_order(path: Any, arrival: str) -> None:
     order = list(ORDER)
     if arrival == "reversed":
         order.reverse()
     elif arrival == "shuffled":
         order = [order[n] for n in np.random.default_rng(1).permutation(len(order))]
-    result = run(path, order, keep_held=True)
     matrix = compression_matrix(torch.from_numpy(np.stack([samples(t) for t, _ in order[:64]])), C)
-    check(result, order, orthonormal_basis(T, K), matrix)  # the folded data are complete nevertheless
-    check_held(result, order, matrix)
-
-
-@PATHS
-def test_none_are_kept_unless_asked_for(path: Any) -> None:
-    assert run(path, ORDER).held is None
-    without_them = [(t, i) for t, i in ORDER if t not in held_timepoints(T).tolist()]
-    assert run(path, without_them, keep_held=True).held is None  # none came
-
-
-def test_a_tenth_is_scattered_and_always_the_same() -> None:
-    for n in (50, 119, 120, 500, 1000):
-        held = held_timepoints(n)
-        assert torch.equal(held, held_timepoints(n))
-        assert len(held) == n // 10
-        assert len(held.unique()) == len(held)
-        assert int(held.min()) >= 0
-        assert int(held.max()) < n
-    # No long stretch of the train is without one, and they follow no period.
-    gaps = held_timepoints(500).diff()
-    assert int(gaps.max()) < 60
-    assert len(gaps.unique()) > 10
-
-
-@pytest.mark.parametrize("n_timepoints", [1, 10, 49])
-def test_of_a_short_train_none_are_held_out(n_timepoints: int) -> None:
-    assert len(held_timepoints(n_timepoints)) == 0
-    basis = orthonormal_basis(n_timepoints, 1)
-    buffer = SliceBuffer(readout(0, samples(0)), None, strongest(C), CPU, keep_held=True)
-    for t in range(n_timepoints):
-        buffer.add(readout(t, samples(t)), 0, t, t)
-    assert buffer.finish(basis).held is None
-
-
-def test_what_is_kept_is_a_tenth_of_the_data_and_no_view_of_the_rest() -> None:
-    result = run(folded, ORDER, keep_held=True)
-    assert result.held is not None
-    assert len(result.held.readouts) <= T // 10
-    assert result.held.readouts.untyped_storage().nbytes() == result.held.readouts.nbytes
+    check(run(path, order), order, orthonormal_basis(T, K), matrix)
 
 
 def test_another_unit_is_that_of_all() -> None:
-    result = run(folded, ORDER, keep_held=True)
+    result = run(folded, ORDER)
     scaled = result.scaled(1 / 4)
-    assert result.held is not None
-    assert scaled.held is not None
     assert torch.equal(scaled.bins * 4, result.bins)
-    assert torch.equal(scaled.held.readouts * 4, result.held.readouts)
     assert torch.equal(scaled.gram, result.gram)
-    without = run(folded, ORDER)
-    assert without.scaled(2.0).held is None

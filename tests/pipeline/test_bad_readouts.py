@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import whorl.pipeline.collecting
+import whorl.pipeline.parts
 from scan_edit import QUANTITIES, Result, Scan, assert_close
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics
@@ -193,7 +194,7 @@ def test_a_readout_with_the_number_of_another_slice(scan: Scan, untouched: Resul
 def test_garbage_in_the_slice_number_does_not_open_slices_without_end(
     scan: Scan, untouched: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whorl.pipeline.collecting, "_MOST_OPEN", 8)
+    monkeypatch.setattr(whorl.pipeline.parts, "_MOST_OPEN", 8)
     extra = scan.imaging[:20]
     scan.take(np.insert(np.arange(len(scan.heads)), extra + 30, extra))
     places = extra + 30 + np.arange(20)

@@ -15,7 +15,9 @@ from pulseq_files import Written, write_sequence
 from scan_edit import Result, Scan, assert_close
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import Flag
-from whorl.simulation.scan import PULSEQ, Layout, Truth, read_truth, simulate
+from whorl.simulation.parameters import PULSEQ, Layout
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import Truth, read_truth
 
 N, N_NOISE, N_DUMMIES = 120, 3, 6
 #: Slowly quadratic, so that signals and echoes depend on it.

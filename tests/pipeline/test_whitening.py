@@ -9,8 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from scan_edit import Scan
+from whorl.simulation.noise import correlated_noise
 from whorl.simulation.phantoms import coil_maps
-from whorl.simulation.scan import correlated_noise, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 
 C, N = 6, 64
 

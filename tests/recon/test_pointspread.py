@@ -18,7 +18,7 @@ from whorl.physics.dictionary import Dictionary, build_dictionary
 from whorl.pipeline.dictionaries import dictionary_parameters
 from whorl.recon.pointspread import OrderCheck, TissueBias, check_order, disc, spread
 from whorl.scan.train import Train
-from whorl.simulation.scan import interleaf_order
+from whorl.simulation.encoding import interleaf_order
 from whorl.simulation.signals import jiang_train
 
 I, S, T, SHAPE = 24, 300, 480, (64, 60)  # noqa: E741

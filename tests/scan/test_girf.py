@@ -13,8 +13,9 @@ from scan_edit import Scan
 from whorl.scan.failure import ScanError
 from whorl.scan.girf import Girf, corrected, read_girf
 from whorl.simulation.gradients import play
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
 from whorl.simulation.spiral import Spiral, design_spiral
+from whorl.simulation.truth import read_truth
 
 _REAL = Path(__file__).parents[3] / "shared/data/girf/girf_10us.npy"
 N = 20000
@@ -192,8 +193,8 @@ def test_a_scan_is_corrected(tmp_path: Path, what: str) -> None:
         else {"gradient_delay_x_us": 20.0, "gradient_delay_y_us": 20.0}
     )
     common = {"phantom": "nist", "timepoints": 120, "interleaves": 24, "coils": 4, "matrix": 64}
-    simulate(tmp_path / "plain.h5", **common)  # type: ignore[arg-type]
-    simulate(tmp_path / "scan.h5", **common, **disturbed)  # type: ignore[arg-type]
+    simulate(tmp_path / "plain.h5", **common)
+    simulate(tmp_path / "scan.h5", **common, **disturbed)
     reference = error(Scan.load(tmp_path / "plain.h5"), tmp_path / "plain.h5")
     scan = Scan.load(tmp_path / "scan.h5")
     wrong, right = error(scan, tmp_path / "scan.h5"), error(scan, tmp_path / "scan.h5", **correction)

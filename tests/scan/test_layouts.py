@@ -14,7 +14,8 @@ from scan_edit import Result, Scan, assert_close
 from whorl.scan.failure import ScanError
 from whorl.scan.header import read_header
 from whorl.scan.readout import Flag
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 
 # --- Parts of one ADC ---------------------------------------------------------------------------------
 

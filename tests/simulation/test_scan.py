@@ -17,6 +17,9 @@ import pytest
 from scipy.interpolate import CubicSpline
 
 import whorl.simulation.scan
+import whorl.simulation.scene
+from whorl.simulation.acquisition import segments_of_time
+from whorl.simulation.encoding import interleaf_order
 from whorl.simulation.phantoms import (
     brain,
     coil_maps,
@@ -27,9 +30,10 @@ from whorl.simulation.phantoms import (
     transmit_field,
     with_fat,
 )
-from whorl.simulation.scan import interleaf_order, read_truth, simulate
+from whorl.simulation.scan import simulate
 from whorl.simulation.signals import Train, fisp_signals, jiang_train
 from whorl.simulation.spiral import design_spiral
+from whorl.simulation.truth import read_truth
 
 # All sizes different: a swap is seen.
 SMALL: dict[str, Any] = {
@@ -194,7 +198,7 @@ def test_kspace_is_the_sum_over_all_point_sources(tmp_path: Path, matrix: int) -
 def test_each_point_source_has_the_signal_of_its_own_field_and_relaxation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom: str, matrix: int, b1: float
 ) -> None:
-    monkeypatch.setattr(whorl.simulation.scan, "_AT_ONCE", 4)  # several groups of components
+    monkeypatch.setattr(whorl.simulation.scene, "_AT_ONCE", 4)  # several groups of components
     pulses: dict[str, Any] = {"inversion_efficiency": 0.9, "slice_profile": (0.3, 1.0, 0.8)}
     args = SMALL | {"phantom": phantom, "matrix": matrix, "noise": 0.0} | pulses
     simulate(tmp_path / "scan.h5", **args, b1=b1)
@@ -299,7 +303,7 @@ def test_each_disturbance_equals_the_sum_over_all_point_sources(
 def test_segments_of_time_are_few_and_exact_enough(peak_hz: float, most: int) -> None:
     b0 = np.linspace(-peak_hz, 0.7 * peak_hz, 301)[None]  # (1, U)
     elapsed_ms = np.linspace(1.5, 2.0, 3)[:, None] + np.arange(700) * 2.5e-3  # (T, S)
-    segments = whorl.simulation.scan._segments(b0, elapsed_ms)
+    segments = segments_of_time(b0, elapsed_ms)
     assert len(segments) <= most
     total = sum(carrier[0][:, None, None] * course for carrier, course in segments)
     exact = np.exp(2e-3j * np.pi * b0[0][:, None, None] * elapsed_ms)
@@ -587,7 +591,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(whorl.simulation.scan, "_write_truth", fail)
+    monkeypatch.setattr(whorl.simulation.scan, "write_truth", fail)
     with pytest.raises(OSError, match="disk full"):
         simulate(target, **SMALL)
     assert list(tmp_path.iterdir()) == [target]
@@ -597,7 +601,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch
 def test_long_trains_fit_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # HDF5 refuses attributes above 64 KiB; 9000 angles are 72 kB. Their signals would take a while.
     monkeypatch.setattr(
-        whorl.simulation.scan, "fisp_signals", lambda train, t1, *_, **__: np.ones((len(t1), len(train)))
+        whorl.simulation.scene, "fisp_signals", lambda train, t1, *_, **__: np.ones((len(t1), len(train)))
     )
     args = SMALL | {"matrix": 16, "interleaves": 4, "coils": 1, "slices": 1, "readout_ms": 0.6}
     n = 9000

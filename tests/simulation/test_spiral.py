@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whorl.simulation.spiral import GAMMA_HZ_PER_T, design_spiral
+from whorl.simulation.spiral import GAMMA_HZ_PER_T, cycles_per_pixel, design_spiral
 
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -50,7 +50,7 @@ def test_limits_hold_on_every_raster_point_and_k_max_is_reached(case: dict[str, 
 def test_default_readout() -> None:
     spiral = design_spiral()
     assert spiral.k_per_m.shape == (96, 884)
-    trajectory = spiral.cycles_per_pixel(300 / 256)
+    trajectory = cycles_per_pixel(spiral.k_per_m, 300 / 256)
     radius = np.hypot(trajectory[..., 0], trajectory[..., 1])
     assert trajectory.shape == (96, 884, 2)
     np.testing.assert_array_equal(radius[:, 0], 0)

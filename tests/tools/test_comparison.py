@@ -19,9 +19,11 @@ from whorl.config import Settings
 from whorl.maps.images import SliceMaps
 from whorl.pipeline.scan import find_protocol
 from whorl.scan.header import read_header
-from whorl.simulation.scan import read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import read_truth
 from whorl.tools.comparison import (
     Source,
+    as_text,
     compare,
     first_timepoints,
     grid_search,
@@ -151,16 +153,15 @@ def test_the_grid_ends_where_nothing_can_be_judged() -> None:
     assert len(grid_search(lambda lam: -lam, (0.35, 0.7, 1.4))) < 12
 
 
-def test_without_truth_held_out_readouts_decide(measured: Comparison, tmp_path: Path) -> None:
+def test_without_truth_the_default_weight_is_taken(measured: Comparison, tmp_path: Path) -> None:
     assert measured.truth is None
     assert not measured.rows
     assert measured.reference == "low-rank 120"
-    assert "held-out" in measured.search.criterion
-    errors = measured.search.errors
-    assert measured.search.chosen == min(errors, key=errors.__getitem__)
-    # 0.046, and 0.079 without the phase of the object.
-    assert all(0 < error < 0.06 for error in errors.values())
-    assert len(set(errors.values())) == len(errors)
+    assert measured.search.errors == {}
+    default = Settings.from_properties({}).llr_lambda
+    assert (measured.search.chosen, measured.runs["llr"].settings.llr_lambda) == (default, default)
+    said = f"LLR: weight {default:g}, search: none: without the truth nothing can be judged"
+    assert said in as_text(measured)
     # The reference is not compared with itself, and nothing has a coefficient of variation.
     assert measured.summaries["lowrank_all"] == {}
     names = {f"{q} {what}" for q in ("T1", "T2") for what in ("voxelwise R2", "median difference %")}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -17,7 +19,9 @@ from whorl.cli import main
 from whorl.config import Settings
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Flag, Readout
-from whorl.simulation.scan import PULSEQ, correlated_noise, simulate
+from whorl.simulation.noise import correlated_noise
+from whorl.simulation.parameters import PULSEQ
+from whorl.simulation.scan import simulate
 from whorl.tools.inspection import inspect
 
 _SMALL = {"phantom": "nist", "timepoints": 120, "interleaves": 24, "coils": 4, "matrix": 64}
@@ -70,10 +74,29 @@ def test_properties_are_used_and_named(scan: Scan) -> None:
     assert told["timepoints"] == "100 (property timepoints)"
 
 
+def test_it_says_where_a_scan_would_be_reconstructed(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def would(**properties: object) -> tuple[str, list[str]]:
+        inspection = inspect(scan.header, scan.readouts(), Settings.from_properties(properties))
+        return "\n".join(inspection.would), inspection.missing
+
+    for package in ("cufinufft", "cupy"):
+        monkeypatch.setitem(sys.modules, package, None)  # not to be imported
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        says, missing = would(device="cpu")
+        assert "on the CPU\n" in says
+        assert missing == []
+        (one,) = would(device="cuda")[1]
+        assert ("no NUFFT for the GPU" if there else "no usable GPU") in one
+    says, missing = would()
+    assert "on the CPU: there is no NUFFT for the GPU" in says
+    assert missing == []
+
+
 @pytest.mark.parametrize("order", ["golden", "sequential"])
 def test_the_order_is_judged(tmp_path: Path, order: str) -> None:
     path = tmp_path / "scan.h5"
-    simulate(path, **{**_SMALL, "timepoints": 480}, order=order)  # type: ignore[arg-type]
+    simulate(path, **{**_SMALL, "timepoints": 480}, order=order)
     result = whorl(path)
     assert ("biases low-rank T2" in result.stdout) == (order == "sequential")
     assert result.exit_code == (3 if order == "sequential" else 0)
@@ -82,7 +105,7 @@ def test_the_order_is_judged(tmp_path: Path, order: str) -> None:
 def test_noise_is_described(tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
     covariance = correlated_noise(4, 0.7, noisy=8.0)
-    simulate(path, **_SMALL, noise_covariance=covariance)  # type: ignore[arg-type]
+    simulate(path, **_SMALL, noise_covariance=covariance)
     result = whorl(path)
     assert "largest correlation of two 0.7" in result.stdout
     assert "noisy coils (numbers from 0): 0" in result.stdout
@@ -92,7 +115,7 @@ def test_the_signal_to_noise_ratio_follows_the_noise(tmp_path: Path) -> None:
     ratios = []
     for noise in (1e-3, 4e-3):
         path = tmp_path / f"{noise}.h5"
-        simulate(path, **_SMALL, noise=noise)  # type: ignore[arg-type]
+        simulate(path, **_SMALL, noise=noise)
         scan = Scan.load(path)
         for one in (scan, scan.copy().without_noise()):
             inspection = inspect(one.header, one.readouts(), Settings())

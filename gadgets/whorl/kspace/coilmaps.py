@@ -164,6 +164,7 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     functions = functions / sizes[:, None]
     expected = _FALL ** (i + j).double()
     data, maps = coil_images[:, :, y, x].to(torch.complex128), start[:, y, x].to(torch.complex128)
+    maps = maps * _without_the_objects_phase(data, maps).conj()
     complex_functions = functions.to(torch.complex128)
     coefficients = complex_functions.new_zeros((len(functions), len(start)))
     for _ in range(_FITS):
@@ -182,6 +183,15 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     table[:, i, j] = (coefficients / sizes[:, None]).T
     whole = along_y.T.to(table.dtype) @ table @ along_x.to(table.dtype)
     return (_unit(whole) * mask).to(coil_images.dtype)
+
+
+def _without_the_objects_phase(data: Tensor, maps: Tensor) -> Tensor:
+    """Phase factor `(P,)` of maps `(C, P)` that is not the coils': as the combination of coils has it that is
+    strongest in images `(J, C, P)`. Maps that follow the sign of the object's images are no polynomials."""
+    rows = data.transpose(0, 1).flatten(1)
+    strongest = torch.linalg.eigh(rows @ rows.mH)[1][:, -1]
+    seen = strongest.conj() @ maps
+    return torch.where(seen == 0, torch.ones_like(seen), seen.sgn())
 
 
 def _legendre(n: int, first: int, last: int, device: torch.device) -> Tensor:

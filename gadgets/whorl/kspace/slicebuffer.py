@@ -73,34 +73,6 @@ class Interleaves:
         return np.stack([self._trajectories[n] for n in numbers])
 
 
-#: Share of the timepoints that are kept by themselves, and the fewest that can judge anything.
-_HELD, _FEWEST_HELD = 0.1, 5
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """Readouts that are kept by themselves, to judge a reconstruction that has not seen them.
-
-    Parameters
-    ----------
-    readouts
-        Complex `(R, V, S)`.
-    timepoint, interleaf
-        `(R,)`; the interleaf as an index into `SubspaceKspace.bins`.
-    """
-
-    readouts: Tensor
-    timepoint: Tensor
-    interleaf: Tensor
-
-
-def held_timepoints(n_timepoints: int) -> Tensor:
-    """Timepoints to keep: a tenth, scattered irregularly but always the same; none of a short train."""
-    shuffled = torch.randperm(n_timepoints, generator=torch.Generator().manual_seed(0))
-    n_held = int(_HELD * n_timepoints)
-    return shuffled[: n_held if n_held >= _FEWEST_HELD else 0].sort().values
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class SubspaceKspace:
     """What a slice's reconstruction starts from.
@@ -117,8 +89,6 @@ class SubspaceKspace:
         `(V, C)`: whitening and compression of the scan's coils to the virtual ones.
     note
         What in that could not be made as asked for; empty if all could.
-    held
-        Some of the readouts by themselves, as well; ``None`` if none were to be kept.
     """
 
     bins: Tensor
@@ -126,20 +96,15 @@ class SubspaceKspace:
     interleaves: NDArray[np.int64]
     matrix: Tensor
     note: str = ""
-    held: HeldOut | None = None
 
     def turned(self, phase: Tensor) -> SubspaceKspace:
         """The same data times `exp(i phase)`; phase `(I, S)` in radians, by interleaf and sample."""
         factor = torch.polar(torch.ones_like(phase), phase).to(self.bins)
-        held = self.held
-        if held is not None:
-            held = replace(held, readouts=held.readouts * factor[held.interleaf][:, None])
-        return replace(self, bins=self.bins * factor[:, None, None], held=held)
+        return replace(self, bins=self.bins * factor[:, None, None])
 
     def scaled(self, factor: float) -> SubspaceKspace:
         """The same data in another unit."""
-        held = self.held and replace(self.held, readouts=self.held.readouts * factor)
-        return replace(self, bins=self.bins * factor, held=held)
+        return replace(self, bins=self.bins * factor)
 
 
 class SliceBuffer:
@@ -159,8 +124,6 @@ class SliceBuffer:
         Chooses the virtual coils of the slice.
     device
         Where the compressed data live.
-    keep_held
-        Whether a tenth of the readouts is also kept by itself.
     block
         Readouts that are compressed together; the first ones choose the virtual coils.
     """
@@ -172,7 +135,6 @@ class SliceBuffer:
         compress: Compress,
         device: torch.device,
         *,
-        keep_held: bool = False,
         block: int = BLOCK,
     ) -> None:
         C, S = first.data.shape
@@ -191,11 +153,8 @@ class SliceBuffer:
         #: Interleaf of each readout, in order of arrival.
         self.order: list[int] = []
         self._timepoint: list[int] = []  # -1: not used
-        self.seen: dict[int, int] = {}  # timepoint -> digest of its data
         self._bins: Tensor | None = None
         self._gram: Tensor | None = None
-        self._keep_held = keep_held
-        self._held: list[tuple[Tensor, Tensor, Tensor]] = []  # readouts, timepoints, interleaves
         self.interleaves = Interleaves()
         self.n_arrived = 0
         self.flagged = False  # whether the latest readout, and no other, says that it is the last
@@ -209,11 +168,6 @@ class SliceBuffer:
     @property
     def n_waiting(self) -> int:
         return len(self._heads)
-
-    @property
-    def n_seen(self) -> int:
-        """Distinct timepoints that have come."""
-        return len(self.seen)
 
     @property
     def waiting_digests(self) -> list[int]:
@@ -247,7 +201,6 @@ class SliceBuffer:
             self._digests.append(its_digest)
         else:
             self._timepoint.append(timepoint)
-            self.seen[timepoint] = its_digest
         if self._staged == len(self._staging):
             self._compress()
 
@@ -258,9 +211,6 @@ class SliceBuffer:
 
         `interleaf` `(R,)` replaces the numbers that were given before the timepoints were known.
         """
-        for t, its_digest in zip(timepoint.tolist(), self._digests, strict=True):
-            if t >= 0:
-                self.seen[t] = its_digest
         if interleaf is not None:
             self._interleaf[len(self._timepoint) :] = interleaf.tolist()
             self.order = list(self._interleaf)
@@ -291,7 +241,7 @@ class SliceBuffer:
             buffer._digests = [self._digests[n] for n in chosen]
             buffer._interleaf = [self._interleaf[n] for n in chosen]
             buffer.order = list(buffer._interleaf)
-            buffer._timepoint, buffer._held, buffer.seen = [], [], {}
+            buffer._timepoint = []
             buffer.n_arrived = len(chosen)
             buffers.append(buffer)
         return buffers
@@ -342,15 +292,11 @@ class SliceBuffer:
         timepoint = torch.tensor(self._timepoint[:n_rows], device=self._device)
         interleaf = torch.tensor(self._interleaf[:n_rows], device=self._device)
         start = 0
-        kept = held_timepoints(len(basis)).to(self._device)
         for rows in self._rows:
             t, i = timepoint[start : start + len(rows)], interleaf[start : start + len(rows)]
             used = t >= 0
             if receiver is not None:
                 rows = rows * receiver[t.clamp_min(0)][:, None, None]
-            if self._keep_held:
-                held = torch.isin(t, kept)
-                self._held.append((rows[held], t[held], i[held]))
             fold(self._bins, rows[used], t[used], i[used], basis)
             fold_gram(self._gram, t[used], i[used], basis)
             start += len(rows)
@@ -369,9 +315,4 @@ class SliceBuffer:
         bins, gram = self._bins, self._gram
         if len(visited) < len(bins):
             bins, gram = bins[visited], gram[visited]
-        held = None
-        if sum(len(t) for _, t, _ in self._held):
-            readouts, timepoint, interleaf = (torch.cat(parts) for parts in zip(*self._held, strict=True))
-            # Numbers of interleaves become places among those that were visited.
-            held = HeldOut(readouts, timepoint, torch.searchsorted(visited, interleaf))
-        return SubspaceKspace(bins, gram, visited.cpu().numpy(), self._matrix, self._note, held)
+        return SubspaceKspace(bins, gram, visited.cpu().numpy(), self._matrix, self._note)

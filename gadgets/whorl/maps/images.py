@@ -406,7 +406,7 @@ def _thinned(losses: tuple[float, ...]) -> tuple[float, ...]:
 @cache
 def versions() -> str:
     """Programs that make the maps: `name=version` each."""
-    names = ("torch", "numpy", "scipy", "finufft", "sigpy", "ismrmrd")
+    names = ("torch", "numpy", "scipy", "finufft", "cufinufft", "sigpy", "ismrmrd")
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(metadata.PackageNotFoundError):

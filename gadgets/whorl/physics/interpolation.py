@@ -20,8 +20,6 @@ from whorl.physics.dictionary import Dictionary, Grid
 # most. Of 22 000 noisy voxels one in a hundred takes more than two rounds.
 _STEPS = 4
 _ROUNDS = 10
-# A GPU is not asked in between which voxels are done, which would make it wait.
-_GPU_ROUNDS = 4
 _ROUNDING = 1e-6
 # Where a step of the grid turns the signal by less than the root of this, in rad, its slope is rounding.
 _FLAT = 1e-8
@@ -210,13 +208,11 @@ def climb(coefficients: Tensor, surface: Surface, start: Tensor, b1_place: Tenso
         place[:, 2] = b1_place
     free = 3 if surface.has_b1 and b1_place is None else 2
     voxels = torch.arange(len(place), device=place.device)
-    on_cpu = place.device.type == "cpu"
-    for _ in range(_ROUNDS if on_cpu else _GPU_ROUNDS):
+    for _ in range(_ROUNDS):
         place[voxels], goes_on = _climb_once(coefficients[voxels], surface, place[voxels], free)
-        if on_cpu:
-            voxels = voxels[goes_on]
-            if not len(voxels):
-                break
+        voxels = voxels[goes_on]  # for which a GPU waits, some hundred operations after the last time
+        if not len(voxels):
+            break
     return place
 
 

@@ -6,6 +6,7 @@ import contextvars
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -50,6 +51,42 @@ class Deadline:
         """Raise `DeadlinePassed` with a sentence if it has passed."""
         if self.has_passed:
             raise DeadlinePassed(f"{what} when its time was over")
+
+
+class SliceDeadlines:
+    """Deadlines of the slices of a scan.
+
+    Parameters
+    ----------
+    slice_s
+        Seconds that a slice has from its last readout on; 0: any number.
+    scan_s
+        Seconds that all have from the end of the scan on, or from when it is held up: then nobody sees its
+        end; 0: any number.
+    n_open
+        Slices that are complete and not sent yet, at most.
+    """
+
+    def __init__(self, slice_s: float, scan_s: float, n_open: int) -> None:
+        self._slice_s, self._scan_s = slice_s or math.inf, scan_s or math.inf
+        self._of_scan = Deadline()  # known when it ends
+        self._latest: deque[Deadline] = deque(maxlen=n_open)
+
+    def of_slice(self, arrived: float) -> Deadline | None:
+        """That of a slice that was complete at a time (`time.monotonic`); ``None``: there is none."""
+        if math.isinf(self._slice_s) and math.isinf(self._scan_s):
+            return None
+        self._latest.append(Deadline(arrived + self._slice_s, self._of_scan))
+        return self._latest[-1]
+
+    def scan_is_held_up(self, since: float) -> None:
+        """No readouts are taken, from a time on, until one of the latest slices is sent."""
+        for deadline in self._latest:
+            deadline.bring_forward(since + self._scan_s)
+
+    def scan_ended(self, at: float) -> None:
+        """No readouts will come, from a time on."""
+        self._of_scan.bring_forward(at + self._scan_s)
 
 
 def in_time(work: Callable[[], _Result], deadline: Deadline, name: str) -> _Result:

@@ -7,11 +7,10 @@ hands complete slices to `whorl.pipeline.slices.reconstruct_slice`, in a thread 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,18 +23,23 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.kspace.coilmaps import read_external_maps
+from whorl.kspace.nufft import gpu_backend
 from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
 from whorl.maps.geometry import orientation
 from whorl.maps.images import ImageMaker, Provenance, SliceMaps
 from whorl.physics.dictionary import Dictionary
-from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
-from whorl.pipeline.deadlines import Deadline, in_time
+from whorl.pipeline.beside import Further, beside_maps
+from whorl.pipeline.collecting import Collector
+from whorl.pipeline.deadlines import Deadline, SliceDeadlines
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.pipeline.encoding import Encoder, Encoding
-from whorl.pipeline.fitting import record_fit
+from whorl.pipeline.losses import HARMLESS
+from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Protocol, Sources, gather, settle
+from whorl.pipeline.report import Report
 from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
 from whorl.recon.pointspread import check_order
+from whorl.runtime.cores import limit_this_thread, one_thread
 from whorl.runtime.logs import current_scan
 from whorl.runtime.torch_ready import warm_up
 from whorl.scan.arrivals import ScanCounter
@@ -51,8 +55,6 @@ _logger = logging.getLogger("whorl")
 _SHORT_TRAIN = 50
 #: Slices that are complete and not sent yet; while there are more, no readouts are taken.
 _HANDED_OVER = 2
-#: Joint features that the pictures of a fit show.
-_N_FEATURES = 8
 
 LogText = Callable[[str, str], None]
 #: Takes the number of a slice and everything that is known about it.
@@ -61,6 +63,30 @@ Observe = Callable[[int, SliceResult], None]
 
 def _log_only(level: str, text: str) -> None:
     _logger.log({"WRN": logging.WARNING, "ERR": logging.ERROR}.get(level, logging.INFO), text)
+
+
+def device_of(settings: Settings) -> tuple[torch.device, str]:
+    """Where scans are reconstructed, and why on the CPU although there is a GPU (or nothing).
+
+    Raises
+    ------
+    ScanError
+        If property device asks for what is not there.
+    """
+    cpu, insists = torch.device("cpu"), settings.device == "cuda"
+    if settings.device == "cpu":
+        return cpu, ""
+    if not torch.cuda.is_available():
+        if insists:
+            raise ScanError("device=cuda, but there is no usable GPU: expected one, or device=auto")
+        return cpu, ""
+    try:
+        gpu_backend(settings.nufft)
+    except ImportError as error:
+        if insists:
+            raise ScanError(f"device=cuda, but {error}, or device=auto") from error
+        return cpu, str(error)
+    return torch.device("cuda"), ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +115,34 @@ class Outcome:
         return 3 if self.failures or self.notes else 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Folded:
+    """A slice whose readouts are in the subspace.
+
+    Parameters
+    ----------
+    part
+        The slice.
+    kspace, encoding, dictionary
+        What it is reconstructed from.
+    head
+        Says where it is, and which repetition of it.
+    arrived, begun
+        When it was complete, and when the dictionary was there (`time.monotonic`).
+    seconds
+        By stage until now.
+    """
+
+    part: Part
+    kspace: SubspaceKspace
+    encoding: Encoding
+    dictionary: Dictionary
+    head: np.void
+    arrived: float
+    begun: float
+    seconds: dict[str, float]
+
+
 class _Scan:
     """State of one scan while it arrives."""
 
@@ -99,14 +153,12 @@ class _Scan:
         send: Callable[[ismrmrd.Image], None],
         report: Report,
         observe: Observe | None,
-        hold_out: bool,
     ):
         self._header, self._settings, self._send, self._report = sources.header, settings, send, report
         self._observe = observe
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise ScanError("device=cuda, but there is no usable GPU: expected one, or device=auto")
-        cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-        self._device = torch.device("cuda" if cuda else "cpu")
+        self._device, why = device_of(settings)
+        if why:
+            report.say("WRN", f"on the CPU: {why}")
         self.tally = Tally()
         self.collector = Collector(
             sources,
@@ -117,7 +169,6 @@ class _Scan:
             settled=self._settled,
             complete=self._hand_over,
             basis=self._basis_if_ready,
-            keep_held=False,
         )
         self._images = ImageMaker(self._header.recon, settings.output_dtype)
         pulse_shape(settings)  # what cannot be read shall not wait for the train
@@ -125,16 +176,20 @@ class _Scan:
         self._coil_maps = read_external_maps(settings.coil_maps_file) if settings.coil_maps_file else None
         self._encoder = Encoder(self._header, settings, self._device, report.say)
         self._protocol: Protocol | None = None
-        self._deadline = Deadline()  # of the scan: known when it ends
-        self._deadlines: deque[Deadline] = deque(maxlen=_HANDED_OVER)  # of the latest slices
+        self._deadlines = SliceDeadlines(settings.deadline_s, settings.scan_deadline_s, _HANDED_OVER)
         self._order: tuple[Encoding, bool] | None = None
         self._delivered = 0
         self._jobs: list[Future[bool]] = []  # those that may not be done yet
         self._further: deque[Future[None]] = deque()  # what is made beside the maps of slices
         self._handed_over = threading.BoundedSemaphore(_HANDED_OVER)
+
         # One slice is reconstructed while the next arrives; the dictionary is built meanwhile.
         # What they log is of this scan too.
-        of_scan: Any = {"initializer": current_scan.set, "initargs": (current_scan.get(),)}
+        def begin(name: str) -> None:
+            current_scan.set(name)
+            limit_this_thread()
+
+        of_scan: Any = {"initializer": begin, "initargs": (current_scan.get(),)}
         self._worker = ThreadPoolExecutor(1, "whorl-slice", **of_scan)
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary", **of_scan)
         self._dictionary: Future[Dictionary] | None = None
@@ -192,18 +247,11 @@ class _Scan:
 
     def _hand_over(self, part: Part, buffer: SliceBuffer) -> None:
         """Reconstruct a slice, once there is room: until then no further readouts are taken."""
-        arrived, settings = time.monotonic(), self._settings
-        deadline = None
-        if settings.deadline_s or settings.scan_deadline_s:
-            deadline = Deadline(arrived + (settings.deadline_s or math.inf), self._deadline)
+        arrived = time.monotonic()
         if not self._handed_over.acquire(blocking=False):
-            # Nobody sees the end of a scan that is held up.
-            if settings.scan_deadline_s:
-                for earlier in self._deadlines:
-                    earlier.bring_forward(arrived + settings.scan_deadline_s)
+            self._deadlines.scan_is_held_up(arrived)
             self._handed_over.acquire()
-        if deadline is not None:
-            self._deadlines.append(deadline)
+        deadline = self._deadlines.of_slice(arrived)
         job = self._worker.submit(self._reconstruct, part, buffer, arrived, deadline)
         handed_over = self._handed_over  # not self: the job would keep the scan, and the scan the job
 
@@ -222,88 +270,25 @@ class _Scan:
         Gives whether there is more to be made of it, which waits until slices that are complete are sent.
         """
         try:
-            assert self._dictionary is not None
-            assert self._protocol is not None
-            T, lost = self._protocol.n_measured, part.lost
-            dictionary = self._dictionary.result()
-            waited = time.monotonic()
-            kspace = buffer.finish(dictionary.basis, self.collector.receiver)
-            units = self._protocol.units
-            encoding = self._encoder(buffer.interleaves.stack(kspace.interleaves), buffer.head, units)
-            if encoding.phase is not None:
-                kspace = kspace.turned(encoding.phase)
-            folded = time.monotonic()
-            settings = self._settings
-            field = self._b1_map.on_slice(part.slice_number, encoding.shape) if self._b1_map else None
-            maps = partial(self._coil_maps.on_slice, part.slice_number) if self._coil_maps else None
-            head = self._labelled(buffer.head, part)
-            self._report.say("DBG", f"{part}: its readouts are here, reconstructing")
-
-            def on_lowrank(maps: SliceMaps) -> None:
-                after = time.monotonic() - arrived
-                self._report.say("DBG", f"{part}: low-rank maps ready after {after:.2f} s")
-                if settings.preview:
-                    ahead = self._provenance("lowrank", "complete", (), {"lowrank": after})
-                    self._send_all(self._images.images(maps, head, ahead, preview=True))
-
-            def progress(what: str, done: int, of: int) -> None:
-                if done == of // 2:
-                    self._report.say("DBG", f"{part}: {what} {done} of {of}")
-
-            result = reconstruct_slice(
-                kspace,
-                encoding,
-                dictionary,
-                settings,
-                deadline,
-                B1Field(*field) if field is not None else None,
-                maps,
-                noise_sd=1.0 if self.collector.whitening is not None else None,
-                on_lowrank=on_lowrank if settings.preview else None,
-                progress=progress,
-            )
-            if self._b1_map and field is None:
-                result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
-            if T < _SHORT_TRAIN:
-                result.remark(
-                    "degraded", f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
-                )
-            if len(part.seen) < T:
-                why = f": {lost}" if lost else ""
-                result.remark("degraded", f"{T - len(part.seen)} of {T} readouts are missing{why}")
-            elif lost:
-                result.remark("degraded", f"of the readouts, {lost}")
-            result.seconds = {
-                "dictionary": waited - arrived,
-                "fold": folded - waited,
-                **result.seconds,
-                "slice": time.monotonic() - waited,
-            }
-            if assumed := orientation(head)[2]:
-                result.remark("degraded", assumed)
-            flags = []
-            if result.method != settings.method or result.status == "fallback":
-                flags.append("fallback")
-            if len(part.seen) < T:
-                flags.append(f"readouts_lost={T - len(part.seen)}")
-            if self._is_uneven(kspace, encoding, dictionary):
-                flags.append("uneven_order")
+            one = self._fold(part, buffer, arrived)
+            result = self._make_maps(one, deadline)
+            self._remark(one, result)
             provenance = replace(
                 self._provenance(result.method, result.status, result.notes, result.seconds),
-                flags=tuple(flags),
+                flags=tuple(self._flags(one, result)),
                 losses=result.inside.losses if result.inside is not None else (),
             )
             if self._observe is not None:
                 self._observe(part.slice_number, result)
-            self._send_all(self._images.images(result.maps, head, provenance))
+            self._send_all(self._images.images(result.maps, one.head, provenance))
             for note in result.notes:
                 self._report.note(f"{part}: {note}")
             times = ", ".join(f"{name} {value:.2f} s" for name, value in result.seconds.items())
             self._report.say("DBG", f"{part} sent: {result.method}, {result.status}; {times}")
-            if not settings.wants_more:
+            if not self._settings.wants_more:
                 return False
-            more = partial(self._send_more, part, result, head, provenance, deadline)
-            self._further.append(self._worker.submit(more))
+            further = beside_maps(result, self._settings, self._images, one.head, provenance, deadline)
+            self._further.append(self._worker.submit(self._send_further, part, further))
             return True
         except Exception as error:
             if not isinstance(error, ScanError):
@@ -311,73 +296,104 @@ class _Scan:
             self._report.fail(f"{part} failed: {str(error) or type(error).__name__}")
         return False
 
+    def _fold(self, part: Part, buffer: SliceBuffer, arrived: float) -> _Folded:
+        """Wait for the dictionary, and bring a slice's readouts into its subspace."""
+        assert self._dictionary is not None
+        assert self._protocol is not None
+        dictionary = self._dictionary.result()
+        waited = time.monotonic()
+        kspace = buffer.finish(dictionary.basis, self.collector.receiver)
+        trajectory = buffer.interleaves.stack(kspace.interleaves)
+        encoding = self._encoder(trajectory, buffer.head, self._protocol.units)
+        if encoding.phase is not None:
+            kspace = kspace.turned(encoding.phase)
+        seconds = {"dictionary": waited - arrived, "fold": time.monotonic() - waited}
+        head = self._labelled(buffer.head, part)
+        return _Folded(part, kspace, encoding, dictionary, head, arrived, waited, seconds)
+
+    def _make_maps(self, one: _Folded, deadline: Deadline | None) -> SliceResult:
+        part, settings, shape = one.part, self._settings, one.encoding.shape
+        field = self._b1_map.on_slice(part.slice_number, shape) if self._b1_map else None
+        self._report.say("DBG", f"{part}: its readouts are here, reconstructing")
+
+        def on_lowrank(maps: SliceMaps) -> None:
+            after = time.monotonic() - one.arrived
+            self._report.say("DBG", f"{part}: low-rank maps ready after {after:.2f} s")
+            ahead = self._provenance("lowrank", "complete", (), {"lowrank": after})
+            self._send_all(self._images.images(maps, one.head, ahead, preview=True))
+
+        def progress(what: str, done: int, of: int) -> None:
+            if done == of // 2:
+                self._report.say("DBG", f"{part}: {what} {done} of {of}")
+
+        result = reconstruct_slice(
+            one.kspace,
+            one.encoding,
+            one.dictionary,
+            settings,
+            deadline,
+            B1Field(*field) if field is not None else None,
+            partial(self._coil_maps.on_slice, part.slice_number) if self._coil_maps else None,
+            noise_sd=1.0 if self.collector.whitening is not None else None,
+            on_lowrank=on_lowrank if settings.preview else None,
+            progress=progress,
+        )
+        if self._b1_map and field is None:
+            result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
+        result.seconds = {**one.seconds, **result.seconds, "slice": time.monotonic() - one.begun}
+        return result
+
+    def _remark(self, one: _Folded, result: SliceResult) -> None:
+        """What there is to say of a slice's readouts and its place."""
+        assert self._protocol is not None
+        T, n_seen, lost = self._protocol.n_measured, len(one.part.seen), one.part.lost
+        if T < _SHORT_TRAIN:
+            result.remark(
+                "degraded", f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
+            )
+        if n_seen < T:
+            why = f": {lost}" if lost else ""
+            result.remark("degraded", f"{T - n_seen} of {T} readouts are missing{why}")
+        elif lost:
+            result.remark("degraded", f"of the readouts, {lost}")
+        if assumed := orientation(one.head)[2]:
+            result.remark("degraded", assumed)
+
+    def _flags(self, one: _Folded, result: SliceResult) -> Iterator[str]:
+        assert self._protocol is not None
+        if result.method != self._settings.method or result.status == "fallback":
+            yield "fallback"
+        if (n_lost := self._protocol.n_measured - len(one.part.seen)) > 0:
+            yield f"readouts_lost={n_lost}"
+        if self._is_uneven(one.kspace, one.encoding, one.dictionary):
+            yield "uneven_order"
+
     def _send_all(self, images: list[ismrmrd.Image]) -> None:
         for image in images:
             self._send(image)
             self._delivered += 1
 
-    def _send_more(
-        self,
-        part: Part,
-        result: SliceResult,
-        head: np.void,
-        provenance: Provenance,
-        deadline: Deadline | None,
-    ) -> None:
+    def _send_further(self, part: Part, further: Further) -> None:
         """What was asked for beside the maps; if it cannot be made that is said, and costs no map."""
         try:
-            self._make_more(part, result, head, provenance, deadline)
+            for name, make in further:
+                if not self._try_to_send(part, name, make):
+                    return
         finally:
             self._handed_over.release()
 
-    def _make_more(
-        self,
-        part: Part,
-        result: SliceResult,
-        head: np.void,
-        provenance: Provenance,
-        deadline: Deadline | None,
-    ) -> None:
-        settings, images, inside = self._settings, self._images, result.inside
-        found = inside is not None
-
-        def coloured() -> list[ismrmrd.Image]:
-            return images.coloured(result.maps, head, provenance)
-
-        def subspace() -> list[ismrmrd.Image]:
-            assert inside is not None
-            values = inside.images if inside.phase is None else inside.phase * inside.images
-            shown = (values * inside.mask).to(torch.complex64).cpu().numpy()
-            return images.subspace(shown, head, provenance)
-
-        def deviations() -> list[ismrmrd.Image]:
-            assert inside is not None
-            make = partial(inside.deviations, deadline)
-            sd = make() if deadline is None else in_time(make, deadline, "whorl-uncertainty")
-            return images.deviations(*sd, head, provenance)
-
-        def frames() -> list[ismrmrd.Image]:
-            assert inside is not None
-            return images.frames(record_fit(inside, settings.fit_frames), _N_FEATURES, head, provenance)
-
-        wanted: list[tuple[bool, str, Callable[[], list[ismrmrd.Image]]]] = [
-            (settings.rgb, "coloured maps", coloured),
-            (settings.subspace_images and found, "subspace images", subspace),
-            (settings.uncertainty and found, "uncertainty", deviations),
-            (bool(settings.fit_frames) and found, "pictures of the fit", frames),
-        ]
-        for is_wanted, name, make in wanted:
-            if not is_wanted:
-                continue
-            try:
-                self._send_all(make())
-            except ConnectionError as error:
-                self._report.fail(f"{part}: {name} were not taken: {error}")
-                return
-            except Exception as error:
-                if not isinstance(error, ImportError | TimeoutError):
-                    _logger.exception("%s: no %s", part, name)
-                self._report.note(f"{part}: no {name}: {str(error) or type(error).__name__}")
+    def _try_to_send(self, part: Part, name: str, make: Callable[[], list[ismrmrd.Image]]) -> bool:
+        """Send what can be made; ``False`` if nobody takes it."""
+        try:
+            self._send_all(make())
+        except ConnectionError as error:
+            self._report.fail(f"{part}: {name} were not taken: {error}")
+            return False
+        except Exception as error:
+            if not isinstance(error, ImportError | TimeoutError):
+                _logger.exception("%s: no %s", part, name)
+            self._report.note(f"{part}: no {name}: {str(error) or type(error).__name__}")
+        return True
 
     def _provenance(
         self, method: str, status: str, notes: Iterable[str], seconds: dict[str, float]
@@ -426,8 +442,7 @@ class _Scan:
 
     def finish(self, ended_early: str) -> Outcome:
         """The stream is over: reconstruct what is open, wait for all slices."""
-        if self._settings.scan_deadline_s:
-            self._deadline.bring_forward(time.monotonic() + self._settings.scan_deadline_s)
+        self._deadlines.scan_ended(time.monotonic())
         self.collector.finish(ended_early)
         self._wait()
         for reason in HARMLESS:
@@ -457,7 +472,7 @@ class _Scan:
         self._wait()
         if not self._delivered:
             return None
-        lost = ", ".join(sorted({str(part.slice_number) for part in self.collector.open_parts}))
+        lost = ", ".join(sorted({str(part.slice_number) for part in self.collector.parts.open}))
         self._report.fail(f"slice {lost} failed: {why}" if lost else why)
         return self._outcome()
 
@@ -504,7 +519,6 @@ def reconstruct_scan(
     log: LogText = _log_only,
     *,
     observe: Observe | None = None,
-    hold_out: bool = False,
 ) -> Outcome:
     """Reconstruct a scan while it arrives.
 
@@ -526,9 +540,6 @@ def reconstruct_scan(
         Takes (level, text) with level ``DBG``, ``WRN`` or ``ERR``.
     observe
         Takes each slice before its images are sent: its number and all that is known about it.
-    hold_out
-        Whether method=llr does without a tenth of the readouts and is judged by them: `held_out` in the
-        diagnostics of the slice. The INR decides by itself.
 
     Raises
     ------
@@ -537,22 +548,24 @@ def reconstruct_scan(
         contradict each other. After the first slice this is one of the failures of the outcome.
     """
     sources = gather(header_xml, settings)
-    scan = _Scan(sources, settings, send_image, Report(log), observe, hold_out)
+    scan = _Scan(sources, settings, send_image, Report(log), observe)
     source = sources.prepared(readouts, settings, scan.tally, scan.collector.scan_counter)
     ended_early = ""
     try:
-        while True:
-            try:
-                readout = next(source, None)
-            except UnusableScan:
-                raise
-            except (EndOfStream, ScanError) as error:
-                ended_early = f"the stream ended early: {error}"
-                break
-            if readout is None:
-                break
-            scan.collector.add(readout)
-        return scan.finish(ended_early)
+        # What is added up by one thread does not depend on how many there are.
+        with one_thread():
+            while True:
+                try:
+                    readout = next(source, None)
+                except UnusableScan:
+                    raise
+                except (EndOfStream, ScanError) as error:
+                    ended_early = f"the stream ended early: {error}"
+                    break
+                if readout is None:
+                    break
+                scan.collector.add(readout)
+            return scan.finish(ended_early)
     except ScanError as error:
         outcome = scan.stop(str(error))
         if outcome is None:

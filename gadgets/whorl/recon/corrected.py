@@ -21,17 +21,19 @@ from whorl.kspace.coils import combine, smooth
 from whorl.recon.normal import Kernel, Normal
 from whorl.recon.slicedata import Progress, SliceData
 
-#: Width in pixels within which the object's phase is taken to be smooth.
-_PHASE_SIGMA = 3.0
+#: Width within which the object's phase is taken to be smooth, relative to the field of view (of 256 pixels
+#: 3), and the least in pixels.
+_PHASE_SIGMA, _LEAST_SIGMA = 3 / 256, 0.7
 #: Width in pixels of the neighbourhood in which the phase is judged.
 _LOCAL_SIGMA = 1.0
 
 
-def joint_phase(images: Tensor, energies: Tensor) -> Tensor:
+def joint_phase(images: Tensor, energies: Tensor, sigma: float) -> Tensor:
     """Smooth phase factor `(H, W)` that all coefficients of a voxel share.
 
     Half the angle of the smoothed sum of squares is known up to a sign, which the smoothed first
-    coefficient decides.
+    coefficient decides. A pixel counts by its magnitude, not by its square, so that bright tissue does not
+    impose its phase on dark one next to it.
 
     Parameters
     ----------
@@ -39,11 +41,19 @@ def joint_phase(images: Tensor, energies: Tensor) -> Tensor:
         Complex `(J, H, W)`.
     energies
         `(J,)`: weight of each coefficient.
+    sigma
+        Width in pixels within which the phase is taken to be smooth.
     """
-    squares = smooth((energies.reshape(-1, 1, 1) * images * images).sum(0)[None], _PHASE_SIGMA)[0]
+    squares = (energies.reshape(-1, 1, 1) * images * images).sum(0)
+    squares = smooth((squares * squares.abs().clamp_min(1e-30).rsqrt())[None], sigma)[0]
     phase = torch.polar(torch.ones_like(squares.real), squares.angle() / 2)
-    first = smooth(images[:1], _PHASE_SIGMA)[0]
+    first = smooth(images[:1], sigma)[0]
     return torch.where((phase.conj() * first).real < 0, -phase, phase)
+
+
+def phase_sigma(data: SliceData) -> float:
+    """Width in pixels within which the object's phase is taken to be smooth."""
+    return max(_PHASE_SIGMA * max(data.mask.shape) / data.share, _LEAST_SIGMA)
 
 
 def imaginary_share(images: Tensor, phase: Tensor, mask: Tensor) -> Tensor:
@@ -141,7 +151,7 @@ def begin(data: SliceData, kernel: Kernel, *, real: bool) -> Start:
     """The calibrated images; coefficients beyond theirs are 0."""
     J = len(data.calibrated)
     one = torch.ones_like(data.csm[0])
-    phase = joint_phase(data.calibrated, data.energies[:J]) if real else one
+    phase = joint_phase(data.calibrated, data.energies[:J], phase_sigma(data)) if real else one
     turned = phase.conj() * data.calibrated * data.mask
     z = (turned.real if real else turned).new_zeros(len(data.energies), *data.mask.shape)
     z[:J] = turned.real if real else turned
@@ -171,7 +181,9 @@ def refine(start: Start) -> Start:
     csm = data.csm if data.fixed_maps else polynomial_maps(corrected[:J], data.mask, data.csm)
     phase = start.phase
     if not start.z.is_complex():
-        together = smooth((start.z * combine(corrected, csm)).sum(0)[None], _PHASE_SIGMA)[0]
+        together = (start.z * combine(corrected, csm)).sum(0)
+        weighted = together * together.abs().clamp_min(1e-30).rsqrt()
+        together = smooth(weighted[None], phase_sigma(data))[0]
         phase = torch.polar(torch.ones_like(together.real), together.angle())
     return replace(start, data=replace(data, csm=csm), phase=phase)
 

@@ -12,12 +12,9 @@ Letters: K coefficients, Y X pixels, P pixels that count, F size of φ, D featur
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,8 +22,6 @@ import torch
 from torch import Tensor
 
 from whorl.recon.encoders import GridEncoder, make_encoder
-
-_logger = logging.getLogger("whorl")
 
 # A line of pixels is much like its neighbour: the iterations look at every other one, in turn. The maps
 # are as good, in little more than half the time.
@@ -37,10 +32,9 @@ _ALL = slice(None)
 #: with edges (one seed each); 0.03 was the largest that was tried for `fourier`.
 _LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
 
-_GUIDED_RATE = 0.005
-
-#: Iterations on a GPU before they are captured: of each half two, so that all buffers exist.
-_BEFORE_CAPTURE = 4
+#: Learning rate with a guide, where iterations are asked for. By default there are none: five gain texture 0.04
+#: points of T1 and cost where there is more noise or an uneven order (docs/validation.md).
+_GUIDED_RATE = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,45 +111,6 @@ def solve_head(features: Tensor, target: Tensor, ridge: float) -> Tensor:
     return head.to(features.dtype)
 
 
-@contextmanager
-def _stream_for(device: torch.device) -> Iterator[None]:
-    """On a GPU, a stream of its own: what is captured as a graph may not touch the default stream."""
-    if device.type != "cuda":
-        yield
-        return
-    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    own.wait_stream(outer)
-    with torch.cuda.stream(own):
-        yield
-    outer.wait_stream(own)
-
-
-def _captured(steps: list[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
-    """Steps as CUDA graphs, which launch their many small kernels at once; as they are if that fails.
-
-    Must be called on the stream and after the warm-up that graphs need. Other threads may use the GPU
-    meanwhile. Never run on a GPU so far.
-    """
-
-    def replay(graph: torch.cuda.CUDAGraph, result: Tensor) -> Tensor:
-        graph.replay()
-        return result.clone()  # the next replay writes to the same place
-
-    graphs = []
-    try:
-        for step in steps:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-            ):
-                result = step()
-            graphs.append(partial(replay, graph, result))
-    except RuntimeError as error:
-        _logger.warning("the INR runs without a CUDA graph: %s", error)
-        return steps
-    return [*graphs]
-
-
 def principal_components(images: Tensor, mask: Tensor) -> Tensor:
     """Principal components of the pixels of a mask, `(J, Y, X)`, the strongest first, each of unit variance
     and mean 0 there, and 0 outside. One that does not vary stays small.
@@ -225,9 +180,9 @@ def fit_inr(
     encoder
         `grid`, `hash`, `fourier` or `siren`, see `whorl.recon.encoders`; `siren` has no further MLP.
     iterations
-        -1: 100 for ``varpro``, none with a guide; 300 for ``adam``.
+        -1: none with a guide, 100 without; 300 for ``adam``.
     levels, hidden, finest_resolution, learning_rate
-        0: 4, 16, one point per pixel and 0.005 with a guide; without 8, 64, 96 and 0.03 (`siren`: 0.001).
+        0: 4, 16, one point per pixel and 0.003 with a guide; without 8, 64, 96 and 0.03 (`siren`: 0.001).
     base_resolution, finest_resolution, log2_table
         Grid points along the field of view of the first and last level (`grid`, `hash`), and the entries
         of a level's table as a power of two (`hash`).
@@ -249,11 +204,6 @@ def fit_inr(
         If the images are not finite, or the fit diverges.
     ValueError
         If the mask is empty, or there is no such encoder.
-
-    Notes
-    -----
-    On a GPU one iteration of each half of the raster is captured as a CUDA graph. This part has never run
-    on a GPU.
 
     References
     ----------
@@ -343,75 +293,31 @@ def fit_inr(
         return InrFit(images, tuple(torch.stack([*losses, error]).tolist()), joint)
 
     if iterations:
-        trainer = _Trainer(groups, rate, iterations, device)
-
-        def step(part: int) -> Tensor:
-            """One iteration on one half of the lines; gives the data term. Never waits for the device."""
+        optimiser = torch.optim.Adam(
+            [p for group, _ in groups for p in group], lr=rate, betas=(0.9, 0.99), foreach=True
+        )
+    with torch.enable_grad():  # whatever the caller's mode is
+        for iteration in range(iterations):
+            # One half of the lines; nothing here waits for the device.
+            part = iteration % len(_HALVES)
             phi = features_of(part)
             # The head of varpro is at its optimum, so no gradient needs to pass through its solution.
             weights = best_head(phi.detach(), part)
             fitted = torch.addmm(weights[:, -1:], weights[:, :-1], phi)
             error = (fitted - wanted[part]).square().sum() / max(len(places[part]), 1)
-            trainer.follow(error)
-            return error.detach()
-
-        def done(error: Tensor) -> None:
-            losses.append(error)
+            penalty = sum(factor * p.square().sum() for group, factor in groups for p in group)
+            optimiser.zero_grad(set_to_none=True)
+            (error + penalty).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.param_groups[0]["lr"] *= 0.1 ** (1 / iterations)
+            losses.append(error.detach())
             if progress is not None:
-                progress(len(losses), iterations)
+                progress(iteration + 1, iterations)
             if watch is not None:
-                watch(len(losses), current)
-
-        trainer.run([partial(step, part) for part in range(len(_HALVES))], done)
+                watch(iteration + 1, current)
     return current()
 
 
 def _real(images: Tensor) -> Tensor:
     """Real `(J, Y, X)` of images; of complex ones real and imaginary parts one after the other."""
     return torch.cat([images.real, images.imag]) if images.is_complex() else images
-
-
-class _Trainer:
-    """Adam with a falling rate and penalties on the weights; on a GPU iterations are replayed as graphs.
-
-    Parameters
-    ----------
-    groups
-        Weights, and the factor of their squared norm in the loss.
-    rate, iterations
-        The learning rate, which falls to a tenth of it.
-    """
-
-    def __init__(
-        self,
-        groups: list[tuple[list[torch.nn.Parameter], float]],
-        rate: float,
-        iterations: int,
-        device: torch.device,
-    ) -> None:
-        self._groups, self._iterations, self._device = groups, iterations, device
-        on_gpu = device.type == "cuda"
-        self._optimiser = torch.optim.Adam(
-            [p for group, _ in groups for p in group],
-            # A graph reads the learning rate from where it lies on the GPU.
-            lr=torch.tensor(rate, device=device) if on_gpu else rate,
-            betas=(0.9, 0.99),
-            foreach=True,
-            capturable=on_gpu,
-        )
-
-    def follow(self, error: Tensor) -> None:
-        """One step down the gradient of an error and the penalties."""
-        penalty = sum(factor * p.square().sum() for group, factor in self._groups for p in group)
-        self._optimiser.zero_grad(set_to_none=True)
-        (error + penalty).backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
-
-    def run(self, steps: list[Callable[[], Tensor]], done: Callable[[Tensor], None]) -> None:
-        """The iterations, each the next one of some steps; `done` takes what the step gives."""
-        with _stream_for(self._device), torch.enable_grad():  # whatever the caller's mode is
-            for iteration in range(self._iterations):
-                if self._device.type == "cuda" and iteration == _BEFORE_CAPTURE:
-                    steps = _captured(steps)
-                done(steps[iteration % len(steps)]())
-                self._optimiser.param_groups[0]["lr"] *= 0.1 ** (1 / self._iterations)

@@ -69,5 +69,6 @@ def widen(mask: Tensor, pixels: int) -> Tensor:
 
 def box_around(mask: Tensor) -> tuple[slice, slice]:
     """Lines and columns that hold a boolean mask `(Y, X)`, which must not be empty."""
-    rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
+    inside = mask.cpu().numpy()
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -24,6 +24,7 @@ from whorl.recon.corrected import (
     imaginary_around,
     imaginary_share,
     joint_phase,
+    phase_sigma,
 )
 from whorl.recon.guide import guide
 from whorl.recon.inr import InrFit, fit_inr
@@ -63,7 +64,7 @@ def llr(
 
     Parameters: see `whorl.recon.llr.locally_low_rank`.
     """
-    phase = joint_phase(data.calibrated, data.energies[: len(data.calibrated)])
+    phase = joint_phase(data.calibrated, data.energies[: len(data.calibrated)], phase_sigma(data))
     why = _no_common_phase(data, phase)
     fitted = locally_low_rank(
         data.x0,
@@ -113,7 +114,9 @@ def inr(
     """
     if start == "adjoint":
         return _fitted(data.x0, data, guided=guided, fit=fit, progress=progress)[1]
-    why = _no_common_phase(data, joint_phase(data.calibrated, data.energies[: len(data.calibrated)]))
+    why = _no_common_phase(
+        data, joint_phase(data.calibrated, data.energies[: len(data.calibrated)], phase_sigma(data))
+    )
     sampling = data.sampling
     uneven = unevenness(sampling.gram, sampling.points, data.energies) > UNEVEN
     steps = correction_steps if correction_steps >= 0 else (_UNEVEN_STEPS if uneven else _STEPS)

@@ -231,7 +231,7 @@ def regions_of_truth(maps: Mapping[str, Volume], path: Path) -> Regions:
     ScanError
         If the file has no truth, or one of another matrix.
     """
-    from whorl.simulation.scan import read_truth
+    from whorl.simulation.truth import read_truth
 
     try:
         truth = read_truth(path)

@@ -46,6 +46,12 @@ def cores() -> int:
     return int(getattr(_lent, "cores", 0)) or torch.get_num_threads()
 
 
+def limit_this_thread() -> None:
+    """PyTorch uses one thread in this thread from now on; `spread` still uses all cores."""
+    _lent.cores = cores()
+    _libraries().limit(limits=1, user_api="openmp")
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """PyTorch uses one thread here; `spread` still uses all cores that there were."""

@@ -55,11 +55,6 @@ class Spiral:
     k_max_per_m: float
     slew_t_per_m_s: float
 
-    def cycles_per_pixel(self, pixel_mm: float) -> NDArray[np.float64]:
-        """Trajectory `(I, S, 2)`, order (kx, ky), in cycles per pixel of the given size."""
-        k = self.k_per_m * (pixel_mm * 1e-3)
-        return np.stack([k.real, k.imag], axis=-1)
-
     def delayed(self, delay_us: float) -> Spiral:
         """The same spiral with gradients that lag the samples: ``k(t - delay)``.
 
@@ -72,6 +67,12 @@ class Spiral:
         first = _integrate(self.gradient_t_per_m, self.raster_us * 1e-6, np.maximum(times, 0) * 1e-6)
         turns = np.exp(2j * np.pi * np.arange(len(self.k_per_m)) / len(self.k_per_m))
         return replace(self, k_per_m=turns[:, None] * first)
+
+
+def cycles_per_pixel(k_per_m: NDArray[np.complex128], pixel_mm: float) -> NDArray[np.float64]:
+    """kx + i ky `(I, S)` in cycles/m as `(I, S, 2)`, order (kx, ky), in cycles per pixel."""
+    k = k_per_m * (pixel_mm * 1e-3)
+    return np.stack([k.real, k.imag], axis=-1)
 
 
 def design_spiral(

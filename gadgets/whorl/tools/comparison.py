@@ -41,7 +41,7 @@ from whorl.pipeline.slices import SliceResult
 from whorl.scan.failure import ScanError
 from whorl.scan.readout import NOT_IMAGING, Readout
 from whorl.scan.resolve import Resolved
-from whorl.simulation.scan import Truth, read_truth
+from whorl.simulation.truth import Truth, read_truth
 from whorl.tools.runs import Comparison, Run, Search, voxels
 
 #: Timepoints that the methods are compared at; the low-rank reference has all.
@@ -106,7 +106,6 @@ def reconstruct(
     properties: Mapping[str, object],
     *,
     shown: int,
-    hold_out: bool = False,
     only_slice: int | None = None,
 ) -> tuple[Settings, Outcome, dict[int, SliceResult]]:
     """Reconstruct a scan; what is known about each slice, the inside only of the one that is to be shown."""
@@ -125,7 +124,6 @@ def reconstruct(
         lambda image: None,
         lambda level, text: None,  # what matters is in the outcome
         observe=observe,
-        hold_out=hold_out,
     )
     return settings, outcome, results
 
@@ -177,31 +175,22 @@ def grid_search(error: Callable[[float], float], grid: tuple[float, ...]) -> dic
 
 
 def search_lambda(source: Source, truth: Truth | None, z: int) -> Search:
-    """The weight of llr with the smallest error on one slice.
-
-    The error is that of the maps against the truth, or else that of the prediction of readouts which are
-    kept out of the fit.
-    """
+    """The weight of llr with the smallest error of one slice's maps; without a truth the default."""
     default = Settings.from_properties({**source.properties, "method": "llr"}).llr_lambda
     if "llr_lambda" in source.properties:
         return Search("none: llr_lambda was set", default)
-    criterion = (
-        "mean |log(map / truth)| of T1 and T2 in the object"
-        if truth
-        else "share of the energy of held-out readouts that is not predicted"
-    )
-    search = Search(f"{criterion}, slice {z}", default)
+    if truth is None:
+        return Search("none: without the truth nothing can be judged, the default was taken", default)
+    search = Search(f"mean |log(map / truth)| of T1 and T2 in the object, slice {z}", default)
 
     def error(lam: float) -> float:
         chosen = {"method": "llr", "llr_lambda": lam}
-        _, _, results = reconstruct(source, chosen, shown=z, hold_out=truth is None, only_slice=z)
+        _, _, results = reconstruct(source, chosen, shown=z, only_slice=z)
         result = results.get(z)
         if result is None or result.inside is None or result.method != "llr":
             return math.inf
         search.seconds += result.seconds["slice"]
-        if truth is not None:
-            return map_error(result.maps, truth, z)
-        return float(result.diagnostics.get("held_out", math.inf))
+        return map_error(result.maps, truth, z)
 
     search.errors = grid_search(error, LAMBDAS)
     best = min(search.errors, key=search.errors.__getitem__)
@@ -298,7 +287,8 @@ def compare(scan: Path, properties: Mapping[str, object], say: Say) -> Compariso
     if n < T:
         add(whole, "lowrank_all", "low-rank", method="lowrank")
     add(first, "lowrank", "low-rank", method="lowrank")
-    say(f"LLR {n}, search for its weight")
+    if truth is not None:
+        say(f"LLR {n}, search for its weight")
     search = search_lambda(first, truth, shown)
     add(first, "llr", "LLR", method="llr", llr_lambda=search.chosen)
     add(first, "inr_seed", "INR as published", method="inr", preset="seed")

@@ -36,7 +36,8 @@ from whorl.maps.rois import (
 from whorl.reporting.content import gather
 from whorl.reporting.page import page
 from whorl.scan.failure import ScanError
-from whorl.simulation.scan import Truth, read_truth, simulate
+from whorl.simulation.scan import simulate
+from whorl.simulation.truth import Truth, read_truth
 
 _METHODS = ("inr", "lowrank")
 _TITLES = {"inr": "INR", "lowrank": "low-rank"}

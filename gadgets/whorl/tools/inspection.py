@@ -19,10 +19,14 @@ from torch import Tensor
 from whorl.config import Settings
 from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.physics.dictionary import Dictionary
-from whorl.pipeline.collecting import HARMLESS, Collector, Part, Report
+from whorl.pipeline.collecting import Collector
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
 from whorl.pipeline.encoding import Encoder, Encoding
+from whorl.pipeline.losses import HARMLESS
+from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Item, Protocol, gather
+from whorl.pipeline.report import Report
+from whorl.pipeline.scan import device_of
 from whorl.pipeline.slices import reconstruct_slice
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
@@ -196,7 +200,6 @@ class _Inspector:
             settled=self._settled,
             complete=self._complete,
             basis=lambda: self._dictionary.basis if self._dictionary else None,
-            keep_held=False,
         )
         self._encoder = Encoder(sources.header, settings, self._device, self._said)
         self._dictionary: Dictionary | None = None
@@ -309,9 +312,13 @@ class _Inspector:
             f"coils: {white}compressed by {settings.compression} to {n_virtual}, maps by "
             f"{settings.coil_maps_file or settings.coil_maps}"
         )
-        self.found.would.append(
-            f"reconstruct by {settings.method} on {'a GPU' if torch.cuda.is_available() else 'the CPU'}"
-        )
+        try:
+            device, why = device_of(settings)
+        except ScanError as error:
+            self.found.missing.append(str(error))
+        else:
+            where = "the CPU" if device.type == "cpu" else "a GPU"
+            self.found.would.append(f"reconstruct by {settings.method} on {where}{f': {why}' if why else ''}")
         self.found.would.append(
             "match to T1, T2, M0 and quality" + (", B1" if settings.b1 == "match" else "")
         )

@@ -16,7 +16,7 @@ from whorl.maps.images import Frame
 from whorl.maps.rois import RegionStatistics
 from whorl.pipeline.scan import Outcome
 from whorl.pipeline.slices import SliceResult
-from whorl.simulation.scan import Truth
+from whorl.simulation.truth import Truth
 
 
 @dataclass(slots=True, eq=False)
