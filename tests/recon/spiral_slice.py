@@ -1,34 +1,48 @@
 """A small slice with its truth: a known object, measured along spirals by a train with a real basis.
 
-Letters: T timepoints, K coefficients, C coils, I interleaves, S samples, Y X pixels.
+All images are those of the box around the object, which lies in a field of view that is larger.
+
+Letters: T timepoints, K coefficients, C coils, I interleaves, S samples, H W pixels of the box.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kspace.spirals import complex_normal, rotated_spiral
 from whorl.kspace.accumulate import fold, fold_gram
+from whorl.kspace.coilmaps import polynomial_maps
 from whorl.kspace.coils import coil_maps, combine
 from whorl.kspace.density import density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
-from whorl.kspace.slicebuffer import HeldOut, held_timepoints
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.lowrank import adjoint_coil_images
-from whorl.recon.normal import GramNormal
+from whorl.recon.normal import Kernel, Sampling, make_kernel
 from whorl.recon.slicedata import SliceData
 
 T, K, C, I, S = 160, 3, 4, 32, 200  # noqa: E741 - the field's letter
-SHAPE = (60, 51)
+FIELD = (60, 51)
+#: The object touches the edges of its box, which is even by odd and not in the middle.
+BOX = (slice(8, 52), slice(8, 43))
+SHAPE = (44, 35)
 ENERGIES = torch.tensor([1.0, 0.2, 0.02])
 
 
-def ramps(shape: tuple[int, int] = SHAPE) -> tuple[Tensor, Tensor]:
-    return torch.linspace(-1, 1, shape[0])[:, None], torch.linspace(-1, 1, shape[1])[None, :]
+def ramps() -> tuple[Tensor, Tensor]:
+    """y `(H, 1)` and x `(1, W)`, -1 and 1 at the edges of the field of view."""
+    y, x = (torch.linspace(-1, 1, n)[part] for n, part in zip(FIELD, BOX, strict=True))
+    return y[:, None], x[None, :]
+
+
+def in_the_field(boxed: Tensor) -> Tensor:
+    """`(..., H, W)` with zeros around."""
+    whole = boxed.new_zeros((*boxed.shape[:-2], *FIELD))
+    whole[..., BOX[0], BOX[1]] = boxed
+    return whole
 
 
 def slow_basis() -> Tensor:
@@ -40,7 +54,7 @@ def slow_basis() -> Tensor:
 
 
 def coils() -> Tensor:
-    """`(C, Y, X)` smooth maps of unit norm."""
+    """`(C, H, W)` smooth maps of unit norm."""
     y, x = ramps()
     places = [(math.cos(0.3 + c * math.pi / 2), math.sin(0.3 + c * math.pi / 2)) for c in range(C)]
     maps = torch.stack(
@@ -59,7 +73,7 @@ def phase_factor() -> Tensor:
 
 
 def real_coefficients() -> tuple[Tensor, Tensor]:
-    """Three images `(K, Y, X)`, the weaker ones of both signs, and the mask `(Y, X)`."""
+    """Three images `(K, H, W)`, the weaker ones of both signs, and the mask `(H, W)`."""
     y, x = ramps()
     r = (y / 0.75) ** 2 + (x / 0.7) ** 2
     z = torch.stack(
@@ -72,7 +86,7 @@ def real_coefficients() -> tuple[Tensor, Tensor]:
 class Measured:
     """What was measured of an object, and what it is."""
 
-    truth: Tensor  # (K, Y, X)
+    truth: Tensor  # (K, H, W)
     mask: Tensor
     csm: Tensor
     basis: Tensor
@@ -91,30 +105,37 @@ class Measured:
         fold_gram(gram, self.timepoint, self.interleaf, self.basis)
         return bins, gram
 
-    def only(self, rows: Tensor) -> Measured:
-        """As if only some of the readouts had been measured."""
-        return replace(
-            self,
-            timepoint=self.timepoint[rows],
-            interleaf=self.interleaf[rows],
-            readouts=self.readouts[rows],
-        )
+    def sampling(self) -> Sampling:
+        return Sampling(self.folded()[1], self.dcf, self.trajectory.reshape(-1, 2), self.nufft)
 
-    def split(self) -> tuple[Measured, HeldOut]:
-        """Without the readouts that are held out, and those."""
-        kept = torch.isin(self.timepoint, held_timepoints(T))
-        held = HeldOut(self.readouts[kept], self.timepoint[kept], self.interleaf[kept])
-        return self.only(~kept), held
+    def kernel(self) -> Kernel:
+        return make_kernel(self.sampling(), SHAPE)
 
-    def slice_data(self, *, calibrate: bool = True) -> SliceData:
-        """With coil maps from the calibrated images, or of the coil images as they are; mask as known."""
+    def slice_data(self, maps: str = "polynomial", *, leading: int = K) -> SliceData:
+        """As the pipeline prepares it, but for the mask, which is as known.
+
+        `maps` are those of the calibrated images (`polynomial`; `walsh`), of the coil images as they are (`x0`),
+        or as known (`true`).
+        """
         bins, gram = self.folded()
-        coil_images = adjoint_coil_images(bins, self.dcf, self.nufft)
-        told_apart = regress_interleaves(bins, gram, ENERGIES)
-        clean = adjoint_coil_images(told_apart, self.dcf, self.nufft)
-        csm = coil_maps(clean if calibrate else coil_images)
-        normal = GramNormal(gram, self.dcf, csm, self.nufft)
-        return SliceData(coil_images, normal, combine(clean, csm), self.mask, ENERGIES)
+        coil_images = adjoint_coil_images(bins, self.dcf, self.nufft)[..., BOX[0], BOX[1]]
+        told_apart = regress_interleaves(bins, gram, ENERGIES, leading=leading)
+        clean = adjoint_coil_images(told_apart, self.dcf, self.nufft)[..., BOX[0], BOX[1]]
+        csm = coil_maps(coil_images if maps == "x0" else clean)
+        if maps == "polynomial":
+            csm = polynomial_maps(clean, self.mask, csm)
+        elif maps == "true":
+            csm = self.csm
+        return SliceData(
+            coil_images,
+            csm,
+            combine(clean, csm),
+            self.mask,
+            ENERGIES,
+            self.sampling(),
+            share=SHAPE[0] / FIELD[0],
+            fixed_maps=maps == "true",
+        )
 
     def error(self, images: Tensor, csm: Tensor) -> float:
         """Relative error of images within the mask; the phase of a pixel, which maps leave free, is none."""
@@ -128,7 +149,7 @@ def relative_error(images: Tensor, truth: Tensor, mask: Tensor) -> float:
 
 
 def measure(*, order: str = "sequential", noise: float = 0.0, phase: Tensor | None = None) -> Measured:
-    """The slice, its interleaves in a `sequential` order or in one that is `mixed`.
+    """The slice, its interleaves in a `sequential` order, by `golden` steps, or `mixed` by chance.
 
     `noise` is the standard deviation of a sample relative to the root mean square of the data.
     """
@@ -136,16 +157,16 @@ def measure(*, order: str = "sequential", noise: float = 0.0, phase: Tensor | No
     truth = z * (phase_factor() if phase is None else phase)
     csm, basis = coils(), slow_basis()
     trajectory = rotated_spiral(I, S, 2)
-    nufft = make_nufft(trajectory.reshape(-1, 2), SHAPE, backend="finufft")
+    nufft = make_nufft(trajectory.reshape(-1, 2), FIELD, backend="finufft")
     timepoint = torch.arange(T)
-    interleaf = timepoint % I
+    interleaf = timepoint * (19 if order == "golden" else 1) % I
     if order == "mixed":
         interleaf = interleaf[torch.randperm(T, generator=torch.Generator().manual_seed(1))]
-    arms = nufft.forward((truth[:, None] * csm).reshape(K * C, *SHAPE)).reshape(K, C, I, S)
+    arms = nufft.forward(in_the_field(truth[:, None] * csm).reshape(K * C, *FIELD)).reshape(K, C, I, S)
     readouts = torch.einsum("tk,kcts->tcs", basis.to(arms.dtype), arms[:, :, interleaf])
     readouts = readouts + noise * readouts.abs().square().mean().sqrt() * complex_normal(T, C, S, seed=9)
     return Measured(
-        truth, mask, csm, basis, trajectory, density_compensation(trajectory, SHAPE), nufft,
+        truth, mask, csm, basis, trajectory, density_compensation(trajectory, FIELD), nufft,
         timepoint, interleaf, readouts,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -234,6 +235,58 @@ def test_siren_is_layers_of_sines() -> None:
         for weight, bias in zip(encoder.weights, encoder.biases, strict=True):
             x = torch.sin(30 * (weight @ x + bias))
         torch.testing.assert_close(encoder(ALL)[:, 8 * row + column], x[:, 0], rtol=0, atol=1e-4)
+
+
+# --- Grids that begin with images -------------------------------------------------------------------------
+
+
+def some_grid(shape: tuple[int, int], *, levels: int, finest: int, features: int = 3) -> GridEncoder:
+    return GridEncoder(
+        shape, share=1.0, levels=levels, features=features, base=4, finest=finest, generator=generator_of(0),
+        device=CPU,
+    )  # fmt: skip
+
+
+def read_out(encoder: GridEncoder, shape: tuple[int, int]) -> Tensor:
+    """Sum of the levels, `(D, Y, X)`."""
+    levels: Tensor = encoder(ALL).detach().reshape(len(encoder.grids), -1, *shape)
+    return levels.sum(0)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 7])
+@pytest.mark.parametrize("shape", [(23, 17), (12, 30), (5, 5), (9, 1), (1, 1)], ids=str)
+def test_levels_add_up_to_what_fills_them(shape: tuple[int, int], levels: int) -> None:
+    encoder = some_grid(shape, levels=levels, finest=max(shape))
+    images = torch.randn((3, *shape), generator=generator_of(1))
+    encoder.fill(images, torch.ones(shape, dtype=torch.bool))
+    # The last level has a point for each pixel and takes what is left: float32.
+    torch.testing.assert_close(read_out(encoder, shape), images, rtol=0, atol=1e-5)
+
+
+def test_only_pixels_that_count_fill_the_levels() -> None:
+    shape = (23, 17)
+    images, mask = torch.randn((3, *shape), generator=generator_of(1)), raster(shape, 1.0).norm(dim=0) < 0.35
+    encoder, other = (some_grid(shape, levels=3, finest=23) for _ in range(2))
+    encoder.fill(images, mask)
+    torch.testing.assert_close(read_out(encoder, shape)[:, mask], images[:, mask], rtol=0, atol=1e-5)
+    other.fill(torch.where(mask, images, 1e3), mask)
+    for grid, same in zip(encoder.grids, other.grids, strict=True):
+        assert torch.equal(grid, same)
+
+
+def test_each_level_takes_what_the_coarser_ones_left() -> None:
+    shape = (41, 34)
+    y, x = raster(shape, 1.0)
+    mask = torch.hypot(y, x) < 0.45
+    slow, fine = 3 + y, 0.2 * torch.sign(torch.sin(60 * x) * torch.sin(50 * y))
+    encoder = some_grid(shape, levels=4, finest=41, features=1)
+    encoder.fill((slow + fine)[None], mask)
+    levels = encoder(ALL).detach().reshape(4, *shape)
+    # The first has the slow part but for its smoothing, the last the fine one.
+    assert float((levels[0] - slow)[mask].abs().mean()) < 0.1
+    assert float(torch.corrcoef(torch.stack([levels[3][mask], fine[mask]]))[0, 1]) > 0.9
+    left = [float((slow + fine - levels[:n].sum(0))[mask].square().sum()) for n in range(5)]
+    assert all(after < before for before, after in pairwise(left))
 
 
 @NAMES

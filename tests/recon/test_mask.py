@@ -55,12 +55,44 @@ def test_without_energy_a_component_says_nothing() -> None:
     assert torch.equal(object_mask(images, torch.tensor([1.0, 0.0])), object_mask(images[:1], ONE))
 
 
+@pytest.mark.parametrize("floor", [0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("shape", [(64, 48), (51, 63), (128, 120)], ids=str)
+def test_noise_does_not_fill_the_field_of_view(shape: tuple[int, int], floor: float) -> None:
+    r = distance(shape, -2, 3)
+    radius = shape[0] / 4
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(3), dtype=torch.complex64)
+    mask = object_mask(torch.where(r < radius, 1.0, 0.0) + floor * noise, ONE)
+    assert bool(mask[r < radius - 1].all())
+    # Smoothed over 1.5 pixels, noise of 0.3 is 0.27 ± 0.03 of the object; its level is 0.35 at most.
+    assert float(mask[r > radius + 3].float().mean()) < 2e-3
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("part", [1.0, 0.5], ids=["all", "half"])
+def test_an_object_up_to_the_edge_is_no_air(part: float, floor: float) -> None:
+    shape = (64, 48)
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(4), dtype=torch.complex64)
+    edge = round(part * shape[1])
+    mask = object_mask((torch.arange(shape[1]) < edge) + floor * noise, ONE)
+    # The opening rounds the corners off.
+    assert int((~mask[:, : edge - 1]).sum()) <= 4
+    assert not bool(mask[:, edge + 3 :].any())
+
+
+def test_aliasing_counts_as_air() -> None:
+    """Side lobes all around, a quarter of the object: stronger than the lowest level."""
+    r = distance((64, 48))
+    waves = 0.25 * torch.cos(1.3 * r) * (r > 18)
+    mask = object_mask((torch.where(r < 15, 1.0, 0.0) + waves)[None] * (1 + 0j), ONE)
+    assert bool(mask[r < 14].all())
+    assert not bool(mask[r > 19].any())
+
+
 def test_scale_does_not_matter_and_parameters_do() -> None:
     r = distance((64, 48))
     image = torch.where(r < 15, 1.0, 0.0)[None] * (1 + 0j)
     mask = object_mask(image, ONE)
     assert torch.equal(object_mask(image * 3e-5j, ONE), mask)
-    assert int(object_mask(image, ONE, threshold=0.5).sum()) < int(mask.sum())
     assert int(object_mask(image, ONE, sigma=4.0).sum()) > int(mask.sum())
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from whorl.recon.heldout import without
 
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.nufft import make_nufft
-from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
-from whorl.recon.uncertainty import SecondScan, covariance_of, folded_noise
+from whorl.kspace.slicebuffer import SubspaceKspace
+from whorl.recon.uncertainty import SecondScan, covariance_of, folded_noise, least_level
 
 T, K, C, I, S, Y, X = 23, 3, 2, 4, 7, 12, 10  # noqa: E741 - the field's letters
 
@@ -30,9 +29,7 @@ def interleaf() -> Tensor:
     return torch.arange(T) * 3 % I
 
 
-def second_scan(
-    basis: Tensor, interleaf: Tensor, *, held: bool
-) -> tuple[SecondScan, SubspaceKspace, Tensor, Tensor]:
+def second_scan(basis: Tensor, interleaf: Tensor) -> tuple[SecondScan, SubspaceKspace, Tensor, Tensor]:
     """The scan, what was measured, images, and the readouts `(T, C, S)` that they would have given."""
     points = torch.rand((I * S, 2), generator=torch.Generator().manual_seed(1)) - 0.5
     nufft = make_nufft(points, (Y, X), backend="finufft")
@@ -42,15 +39,12 @@ def second_scan(
     gram = torch.zeros((I, K, K), dtype=torch.complex64)
     fold_gram(gram, torch.arange(T), interleaf, basis)
     bins = normal(I, K, C, S, seed=4)
-    kept = torch.tensor([2, 9, 17])
-    own = HeldOut(normal(3, C, S, seed=5), kept, interleaf[kept]) if held else None
-    kspace = SubspaceKspace(bins, gram, torch.arange(I).numpy(), torch.eye(C), held=own)
-    return SecondScan(kspace, images, csm, basis, nufft), kspace, gram, readouts
+    kspace = SubspaceKspace(bins, gram, torch.arange(I).numpy(), torch.eye(C))
+    return SecondScan(kspace, images, csm, nufft), kspace, gram, readouts
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_without_noise_it_is_the_scan_of_the_images(basis: Tensor, interleaf: Tensor, held: bool) -> None:
-    scan, kspace, gram, readouts = second_scan(basis, interleaf, held=held)
+def test_without_noise_it_is_the_scan_of_the_images(basis: Tensor, interleaf: Tensor) -> None:
+    scan, _, gram, readouts = second_scan(basis, interleaf)
     expected = torch.zeros((I, K, C, S), dtype=torch.complex64)
     fold(expected, readouts, torch.arange(T), interleaf, basis)
     made = scan.measured(0.0, seed=1)
@@ -58,32 +52,22 @@ def test_without_noise_it_is_the_scan_of_the_images(basis: Tensor, interleaf: Te
     scale = float(expected.abs().max())
     torch.testing.assert_close(made.bins, expected, rtol=0, atol=1e-5 * scale)
     assert made.gram is gram
-    if held:
-        assert made.held is not None
-        assert kspace.held is not None
-        wanted = readouts[kspace.held.timepoint]
-        torch.testing.assert_close(made.held.readouts, wanted, rtol=0, atol=1e-5 * scale)
+    assert torch.equal(scan.measured(0.0, seed=2).bins, made.bins)
 
 
-def test_what_is_held_out_has_the_same_noise_there(basis: Tensor, interleaf: Tensor) -> None:
-    scan, *_, readouts = second_scan(basis, interleaf, held=True)
-    made = scan.measured(3.0, seed=7)
-    assert made.held is not None
-    rest, _ = without(made.bins, made.gram, made.held, basis)
-    # Without the held readouts their noise is gone: only that of the others is left.
-    others = torch.ones(T, dtype=torch.bool)
-    others[made.held.timepoint] = False
-    expected = torch.zeros((I, K, C, S), dtype=torch.complex64)
-    fold(expected, readouts[others], torch.arange(T)[others], interleaf[others], basis)
-    rest_gram = torch.zeros((I, K, K), dtype=torch.complex64)
-    fold_gram(rest_gram, torch.arange(T)[others], interleaf[others], basis)
-    noise = folded_noise(rest_gram, C, S, 3.0, torch.Generator().manual_seed(7))
-    torch.testing.assert_close(rest, expected + noise, rtol=0, atol=1e-3)
+def test_its_noise_is_that_of_its_seed(basis: Tensor, interleaf: Tensor) -> None:
+    scan, _, gram, _ = second_scan(basis, interleaf)
+    clean = scan.measured(0.0, seed=7).bins
+    noisy = scan.measured(3.0, seed=7).bins
+    torch.testing.assert_close(
+        noisy - clean, folded_noise(gram, C, S, 3.0, torch.Generator().manual_seed(7)), rtol=0, atol=1e-3
+    )
+    assert torch.equal(scan.measured(3.0, seed=7).bins, noisy)
+    assert not torch.equal(scan.measured(3.0, seed=8).bins, noisy)
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_its_noise_has_the_covariance_of_folded_noise(basis: Tensor, interleaf: Tensor, held: bool) -> None:
-    scan, _, gram, _ = second_scan(basis, interleaf, held=held)
+def test_its_noise_has_the_covariance_of_folded_noise(basis: Tensor, interleaf: Tensor) -> None:
+    scan, _, gram, _ = second_scan(basis, interleaf)
     clean, sd, n = scan.measured(0.0, 0).bins, 0.5, 3000
     noise = torch.stack([scan.measured(sd, seed).bins for seed in range(n)]) - clean  # (n, I, K, C, S)
     rows = noise.permute(1, 2, 0, 3, 4).reshape(I, K, -1)
@@ -96,13 +80,27 @@ def test_its_noise_has_the_covariance_of_folded_noise(basis: Tensor, interleaf: 
 
 
 def test_the_level_of_noise_is_what_the_images_leave(basis: Tensor, interleaf: Tensor) -> None:
-    scan, kspace, *_ = second_scan(basis, interleaf, held=False)
+    scan, kspace, *_ = second_scan(basis, interleaf)
     noisy = scan.measured(0.7, seed=3)
     kspace.bins.copy_(noisy.bins)
     # Of 7 sample positions the quietest, with 24 numbers each.
     assert 0.35 < scan.noise_sd() < 0.8
     kspace.bins.mul_(100)  # the images explain nothing of it any more
     assert scan.noise_sd() > 20
+
+
+def test_the_quietest_samples_tell_the_level(basis: Tensor, interleaf: Tensor) -> None:
+    gram = second_scan(basis, interleaf)[2]
+    noise = folded_noise(gram, C, 400, 0.3, torch.Generator().manual_seed(1))
+    # Of 400 sample positions with 24 numbers each the quietest forty: some 30 % below the mean.
+    level = least_level(noise, gram)
+    assert 0.2 < level < 0.3
+    signal = torch.zeros_like(noise)
+    signal[..., :300] = 100
+    # Of the hundred that have no signal.
+    assert 0.2 < least_level(noise + signal, gram) < 0.3
+    assert least_level(7 * noise, gram) == pytest.approx(7 * level, rel=1e-5)
+    assert least_level(0 * noise, 0 * gram) == 0
 
 
 def test_covariance_of_known_errors() -> None:

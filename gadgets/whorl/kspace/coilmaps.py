@@ -147,7 +147,7 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     ----------
     Ying & Sheng, Magn Reson Med 57:1196 (2007), doi:10.1002/mrm.21245 (polynomial maps, alternating fit).
     """
-    if len(start) < 2:
+    if len(start) < 2 or not bool(mask.any()):
         return start * mask
     rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
     along_y, along_x = (
@@ -158,6 +158,7 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     i, j = torch.nonzero(places[:, None] + places <= _DEGREE).T
     looked_at = torch.zeros_like(mask)
     looked_at[::_SPACING, ::_SPACING] = mask[::_SPACING, ::_SPACING]
+    looked_at = looked_at if bool(looked_at.any()) else mask
     y, x = torch.nonzero(looked_at).T
     functions = along_y[i][:, y] * along_x[j][:, x]  # (N, P)
     sizes = functions.square().mean(1).sqrt().clamp_min(1e-30)
@@ -196,6 +197,8 @@ def _fit_by_turns(data: Tensor, maps: Tensor, functions: Tensor, expected: Tenso
         usual = power.median().clamp_min(1e-300)
         weight = (power / usual).clamp_min(1e-6).rsqrt() / usual
         left = ((data - images[:, None] * maps).abs().square().sum((0, 1)) * weight).mean() / (len(maps) - 1)
+        # Of a few pixels, or of none with signal, nothing may be left.
+        left = torch.maximum(left, 1e-12 * (power * weight).mean()).clamp_min(1e-300)
         matrix = (functions * (power * weight)) @ functions.T + torch.diag(left / expected)
         right = complex_functions @ ((data * images.conj()[:, None]).sum(0) * weight).T  # (N, C)
         coefficients = torch.linalg.solve_ex(matrix.to(right.dtype), right).result

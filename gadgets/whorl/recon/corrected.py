@@ -106,19 +106,22 @@ def conjugate_gradients(
         The solution, and what it leaves of `right`.
     """
     z, left = start.clone(), right - operator(start)
+    residual = project(left)
     direction = torch.zeros_like(z)
     previous: Tensor | None = None
     for step in range(steps):
-        residual = project(left)
         nearer = residual if precondition is None else precondition(residual)
         energy = (residual.conj() * nearer).real.sum()
         tiny = torch.finfo(energy.dtype).tiny
         direction = nearer if previous is None else nearer + (energy / previous.clamp_min(tiny)) * direction
         image = operator(direction)
-        length = energy / (direction.conj() * project(image)).real.sum().clamp_min(tiny)
+        seen = project(image)
+        length = energy / (direction.conj() * seen).real.sum().clamp_min(tiny)
         length = length.where(energy > 0, 0)
         z += length * direction
-        left -= length * image
+        left = left - length * image
+        # Not projected from what is left: the rounding of what no unknowns explain would grow step by step.
+        residual = residual - length * seen
         previous = energy
         if step_done is not None:
             step_done(step + 1)

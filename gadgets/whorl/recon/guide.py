@@ -50,8 +50,10 @@ def noise_levels(images: Tensor, mask: Tensor) -> Tensor:
     ----------
     Immerkær, Comput Vis Image Underst 64:300 (1996), doi:10.1006/cviu.1996.0060 (by second differences).
     """
-    found = []
+    found = [images.new_full((len(images), 1), torch.nan)]
     for axis in (1, 2):
+        if images.shape[axis] < 3:
+            continue
         three = [images.narrow(axis, n, images.shape[axis] - 2) for n in range(3)]
         inside = [mask.narrow(axis - 1, n, mask.shape[axis - 1] - 2) for n in range(3)]
         curved = (three[0] - 2 * three[1] + three[2]).abs()

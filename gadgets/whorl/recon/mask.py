@@ -43,7 +43,9 @@ def object_mask(coefficients: Tensor, energies: Tensor, *, sigma: float = 1.5) -
     power = (coefficients.abs().square() * energies.reshape(-1, 1, 1)).sum(0)
     smoothed = smooth(power.sqrt()[None], sigma)[0].cpu().numpy()
     top = float(np.quantile(smoothed.ravel()[:: max(1, smoothed.size // 100_000)], 0.99))
-    air = float(np.median(smoothed[_frame(smoothed.shape)]))
+    # Beyond the field of view smoothing sees zeros, which are no air.
+    seen = smooth(torch.ones_like(power), sigma).cpu().numpy()
+    air = float(np.median((smoothed / seen)[_frame(smoothed.shape)]))
     level = min(max(_LOWEST * top, _ABOVE_AIR * air), _HIGHEST * top)
     # Next to bright tissue the smoothed edge reaches further out than the object.
     rough = (smoothed > level) & (smoothed > 0.3 * ndimage.maximum_filter(smoothed, 7))
