@@ -42,7 +42,8 @@ def estimate(data: SliceData) -> Estimate:
 
 @pytest.fixture(scope="module")
 def scattered() -> SliceData:
-    """The same object with a phase that no neighbours share; coil maps as they are: it leaves none to find."""
+    """The same object with a phase that no neighbours share; coil maps as they are: it leaves none to "
+    "find."""
     angle = 2 * math.pi * torch.rand(SHAPE, generator=torch.Generator().manual_seed(2))
     return measure(order="sequential", phase=torch.polar(torch.ones(SHAPE), angle)).slice_data("true")
 

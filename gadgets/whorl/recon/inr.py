@@ -273,7 +273,7 @@ def fit_inr(
         """φ `(F, P)` of the pixels in one half of the lines, or in all."""
         values: Tensor = _Taken.apply(encode((*_HALVES, _ALL)[part]), places[part])  # type: ignore[no-untyped-call]
         joint: Tensor = mlp(values)
-        return torch.cat([joint, values.unflatten(0, (-1, features)).sum(0)]) if guided else joint
+        return torch.cat([joint, values.reshape(-1, features, values.shape[1]).sum(0)]) if guided else joint
 
     def best_head(phi: Tensor, part: int) -> Tensor:
         return solve_head(torch.cat([phi, ones[part]]), wanted[part], ridge) if fit == "varpro" else head
