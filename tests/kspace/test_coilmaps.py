@@ -213,7 +213,7 @@ def test_a_scan_with_maps_from_a_file(scan: Scan, untouched: Result, tmp_path: P
     np.save(tmp_path / "csm.npy", true.astype(np.complex64))
     properties: dict[str, object] = {"method": method, "coil_maps_file": str(tmp_path / "csm.npy")}
     if method == "inr":
-        properties.update(iterations=10, tuning_budget_s=0, levels=4, finest_resolution=32)
+        properties.update(guide="off", iterations=10, levels=4, finest_resolution=32)
     result = scan.copy().run(**properties)
     assert result.outcome.exit_code == 0
     if method == "lowrank":

@@ -22,13 +22,13 @@ from whorl.kspace.density import (
     ring_levels,
 )
 from whorl.kspace.nufft import make_nufft
-from whorl.simulation.spiral import design_spiral
+from whorl.simulation.spiral import cycles_per_pixel, design_spiral
 
 
 def as_designed(matrix: int, interleaves: int) -> Tensor:
     """`(I, S, 2)`: a spiral that a gradient system can play."""
     design = design_spiral(matrix=matrix, interleaves=interleaves, dwell_us=10.0)
-    return torch.from_numpy(design.cycles_per_pixel(300 / matrix)).float()
+    return torch.from_numpy(cycles_per_pixel(design.k_per_m, 300 / matrix)).float()
 
 
 def spiral(
