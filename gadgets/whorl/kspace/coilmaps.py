@@ -22,10 +22,11 @@ _LOW = 0.25
 _SMALLEST = 24
 #: Neighbourhood of Walsh's covariance in pixels of the full matrix, and of the smoothing by a body coil.
 _SIGMA = 4.0
-#: Polynomial maps: highest degree, steps of the alternating fit, and the spacing of the pixels that it looks
-#: at. What a degree is expected to hold, relative to the one below: inside the object a sensitivity obeys
-#: Laplace's equation, whose solutions from sources outside fall with each degree by the ratio of the radii.
-_DEGREE, _FITS, _SPACING, _FALL = 12, 4, 2, 0.2
+#: Polynomial maps: highest degree, steps of the alternating fit, and the number of pixels above which it
+#: looks at every other line and column only. What a degree is expected to hold, relative to the one below:
+#: inside the object a sensitivity obeys Laplace's equation, whose solutions from sources outside fall with
+#: each degree by the ratio of the radii.
+_DEGREE, _FITS, _ENOUGH, _FALL = 12, 4, 8000, 0.2
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
 #: power iterations.
 _CALIBRATION, _KERNEL, _THRESHOLD, _ITERATIONS = 20, 5, 0.02, 12
@@ -155,9 +156,10 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     )
     places = torch.arange(_DEGREE + 1, device=mask.device)
     i, j = torch.nonzero(places[:, None] + places <= _DEGREE).T
-    looked_at = torch.zeros_like(mask)
-    looked_at[::_SPACING, ::_SPACING] = mask[::_SPACING, ::_SPACING]
-    looked_at = looked_at if bool(looked_at.any()) else mask
+    looked_at = mask
+    if int(mask.sum()) > _ENOUGH:
+        looked_at = torch.zeros_like(mask)
+        looked_at[::2, ::2] = mask[::2, ::2]
     y, x = torch.nonzero(looked_at).T
     functions = along_y[i][:, y] * along_x[j][:, x]  # (N, P)
     sizes = functions.square().mean(1).sqrt().clamp_min(1e-30)
