@@ -114,8 +114,8 @@ class Measured:
     def slice_data(self, maps: str = "polynomial", *, leading: int = K) -> SliceData:
         """As the pipeline prepares it, but for the mask, which is as known.
 
-        `maps` are those of the calibrated images (`polynomial`; `walsh`), of the coil images as they are (`x0`),
-        or as known (`true`).
+        `maps` are those of the calibrated images (`polynomial`; `walsh`), of the coil images as they are
+        (`x0`), or as known (`true`).
         """
         bins, gram = self.folded()
         coil_images = adjoint_coil_images(bins, self.dcf, self.nufft)[..., BOX[0], BOX[1]]
