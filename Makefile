@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test system-test peers gpu-check clean
+.PHONY: demo test system-test peers peers-installed validation gpu-check clean
 
 demo: .venv/installed
 	$(BIN)/whorl demo
@@ -20,11 +20,18 @@ system-test: .venv/installed
 
 # Cross-checks with two independent programs. MRpro is installed without what it depends on: its torchvision
 # would replace PyTorch, and is needed for nothing here.
-peers: .venv/installed
+peers: peers-installed
+	$(BIN)/pytest tests/physics/test_epg_peers.py
+
+peers-installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		blochsim einops 'ptwt<1' pydicom pytorch-finufft torchnd
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mrpro
-	$(BIN)/pytest tests/physics/test_epg_peers.py
+
+# Every table of docs/validation.md anew: hours. What is made is kept in out/validation, until it is wanted again:
+# make validation AGAIN=--again
+validation: peers-installed
+	$(BIN)/python tests/validation.py $(AGAIN)
 
 # On a machine with an NVIDIA GPU, from a bare checkout and offline: with the Python that is there (or
 # PYTHON=...), which needs PyTorch, CuPy and what pyproject.toml lists; wheels in WHEELS are installed first.

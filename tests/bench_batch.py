@@ -1,6 +1,6 @@
 """How `whorl batch` spends time: two workers against one, and one against a plain loop.
 
-    python tests/bench_batch.py            12 scans of 96², about five minutes on two cores
+    python tests/bench_batch.py [--toy]            12 scans of 96², about five minutes on two cores
 
 All have one core for each worker; results are compared byte for byte.
 """
@@ -13,9 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import whorl
+from benchmarks import TOY, heading, machine, row
+from benchmarks import parser as plain_parser
 from whorl.doors.files import read_images
 from whorl.simulation.scan import simulate
 
@@ -28,7 +31,7 @@ import torch
 from whorl.doors.replaying import replay
 torch.set_num_threads(1)
 for scan in sorted(Path(sys.argv[1]).glob("*.h5")):
-    replay(scan, Path(sys.argv[2]) / scan.name, {"tuning_budget_s": 1e6}, lambda *_: None)
+    replay(scan, Path(sys.argv[2]) / scan.name, {}, lambda *_: None)
 """
 
 
@@ -46,31 +49,31 @@ def _pixels(folder: Path) -> dict[str, list[bytes]]:
     return {path.name: [image.data.tobytes() for image in read_images(path)] for path in folder.glob("*.h5")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scans", type=int, default=12)
-    parser.add_argument("--matrix", type=int, default=96)
-    parser.add_argument("--timepoints", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
-    told = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    made = plain_parser(__doc__)
+    made.add_argument("--scans", type=int, default=12)
+    made.add_argument("--matrix", type=int, default=96)
+    made.add_argument("--timepoints", type=int, default=200)
+    made.add_argument("--repeats", type=int, default=3, help="rounds that count; one before does not")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    told = parser().parse_args(argv)
+    size = {"matrix": told.matrix, "timepoints": told.timepoints, "coils": 8}
+    n_scans, rounds = (2, [True]) if told.toy else (told.scans, [False, *[True] * told.repeats])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _ENVIRONMENT["XDG_CACHE_HOME"] = str(folder / "cache")
         scans = folder / "scans"
         scans.mkdir()
-        for n in range(told.scans):
-            simulate(
-                scans / f"s{n:02}.h5",
-                phantom="nist",
-                matrix=told.matrix,
-                timepoints=told.timepoints,
-                coils=8,
-                seed=n,
-            )
+        for n in range(n_scans):
+            simulate(scans / f"s{n:02}.h5", phantom="nist", **(TOY if told.toy else size), seed=n)
         batch = (sys.executable, "-m", "whorl", "batch", scans, "--cores", 1)
-        times: dict[str, list[float]] = {"loop": [], "1 worker": [], "2 workers": []}
+        kinds = ("loop", "1 worker") if told.toy else ("loop", "1 worker", "2 workers")
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
         pixels = {}
-        for repeat in range(told.repeats + 1):
+        for repeat, counts in enumerate(rounds):
             # In turns: what else the machine does falls on all of them. The first round fills caches.
             for kind, taken in times.items():
                 out = folder / f"{kind} {repeat}"
@@ -79,20 +82,25 @@ def main() -> None:
                     seconds = _seconds(sys.executable, "-c", _LOOP, scans, out)
                 else:
                     seconds = _seconds(*batch, "-o", out, "--workers", kind[0])
-                if repeat:
+                if counts:
                     taken.append(seconds)
                 pixels[kind] = _pixels(out)
     best = {kind: min(taken) for kind, taken in times.items()}
     same = all(found == pixels["loop"] for found in pixels.values())
-    print(f"{told.scans} scans of {told.matrix}², {told.timepoints} timepoints, {os.cpu_count()} cores")
+    what = "toy scans" if told.toy else f"scans of {told.matrix}² with {told.timepoints} timepoints"
+    print(f"{machine()}; {n_scans} {what}, results {'equal byte for byte' if same else 'DIFFERENT'}\n")
+    heading("", "s, best", "all", "relative")
+    before = "loop"
     for kind, taken in times.items():
-        print(f"{kind:10} {best[kind]:6.1f} s  ({', '.join(f'{seconds:.1f}' for seconds in taken)})")
-    overhead = (best["1 worker"] - best["loop"]) / told.scans
-    print(f"2 workers / 1 worker: {best['2 workers'] / best['1 worker']:.2f}")
-    print(
-        f"overhead per scan: {overhead:.2f} s, {100 * overhead * told.scans / best['loop']:.1f} % of the loop"
-    )
-    print(f"results: {'equal byte for byte' if same else 'DIFFERENT'}")
+        row(
+            kind,
+            f"{best[kind]:.1f}",
+            ", ".join(f"{seconds:.1f}" for seconds in taken),
+            f"{best[kind] / best[before]:.2f} of {before}",
+        )
+        before = kind
+    overhead = (best["1 worker"] - best["loop"]) / n_scans
+    print(f"\nOverhead of a worker for each scan: {overhead:.2f} s, most of it the start.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """How fast readouts are received and files are read, beside the packages gadgetron and ismrmrd.
 
-Not a test: ``python tests/bench_doors.py``. A sender in a process of its own sends prebuilt bytes over TCP
+    python tests/bench_doors.py [--runs 7] [--toy]
+
+A sender in a process of its own sends prebuilt bytes over TCP
 (loopback) as fast as it can; it has one core, the receiver another. Medians of several runs after one that is
 not counted; in that one all that is received is compared with what was sent. Rates are by the clock; those
 by the receiver's own CPU time say what it can take where nothing else runs on its core and no sender is late.
@@ -14,18 +16,17 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import platform
 import socket
 import statistics
-import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import h5py
 import ismrmrd
@@ -34,6 +35,8 @@ import torch
 from gadgetron.external import Connection
 from numpy.typing import NDArray
 
+from benchmarks import TOY, heading, machine, row
+from benchmarks import parser as plain_parser
 from doors.messages import bytes_of
 from doors.mutations import HEADER
 from whorl.doors import wire
@@ -44,9 +47,22 @@ from whorl.kspace.slicebuffer import SliceBuffer, digest
 from whorl.scan.readout import HEAD_DTYPE, Readout
 from whorl.simulation.scan import simulate
 
-R, C, S = 1000, 20, 2000
-I, K, V = 96, 9, 8  # noqa: E741 - the field's letter
+K, V = 9, 8
 BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of what is received: readouts, coils, samples and interleaves; and options of the scan in a file."""
+
+    readouts: int = 1000
+    coils: int = 20
+    samples: int = 2000
+    interleaves: int = 96
+    file: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = Size(130, 10, 100, 12, TOY)
 TIMEOUT_S = 60.0
 
 
@@ -82,8 +98,9 @@ class Case:
     opening: bytes = b""  # what it wants before the readouts
 
 
-def make_scan() -> list[Readout]:
+def make_scan(size: Size) -> list[Readout]:
     """Readouts of one slice, all different: (C, S), trajectories of I interleaves."""
+    R, C, S, I = size.readouts, size.coils, size.samples, size.interleaves  # noqa: E741 - the field's letter
     rng = np.random.default_rng(0)
     trajectories = rng.uniform(-0.5, 0.5, (I, S, 2)).astype(np.float32)
     readouts = []
@@ -140,7 +157,7 @@ def blocks(readouts: list[Readout]) -> Receive:
 
     def receive(connection: socket.socket, check: bool) -> tuple[Taken, bool]:
         channel = Channel(connection, TIMEOUT_S)
-        block = np.empty((BLOCK, C, S), np.complex64)
+        block = np.empty((BLOCK, *readouts[0].data.shape), np.complex64)
         connection.sendall(b"x")
         watch, n, same = Stopwatch(), 0, True
         while isinstance(message := wire.read_message(channel), Readout):
@@ -149,7 +166,7 @@ def blocks(readouts: list[Readout]) -> Receive:
                 same = same and np.array_equal(block[n % BLOCK], readouts[n].data)
                 same = same and np.array_equal(message.trajectory, readouts[n].trajectory)
             n += 1
-        return watch.taken(), same and n == R
+        return watch.taken(), same and n == len(readouts)
 
     return receive
 
@@ -157,7 +174,8 @@ def blocks(readouts: list[Readout]) -> Receive:
 def folded(readouts: list[Readout]) -> Receive:
     """`SliceBuffer` with compression to virtual coils and folding into the subspace, as in the pipeline."""
     generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn((R, K), generator=generator)).Q  # (T, K), real as for most trains
+    # (T, K), real as for most trains
+    basis = torch.linalg.qr(torch.randn((len(readouts), K), generator=generator)).Q
 
     def strongest(block: torch.Tensor, _: object) -> tuple[torch.Tensor, str]:
         return compression_matrix(block, V), ""
@@ -196,7 +214,7 @@ def objects(readouts: list[Readout]) -> Receive:
             watch = Stopwatch()
             kept = list(stream)
             taken = watch.taken()
-            same = len(kept) == R
+            same = len(kept) == len(readouts)
             if check:
                 pairs = zip(kept, readouts, strict=True)
                 same = same and all(
@@ -209,29 +227,34 @@ def objects(readouts: list[Readout]) -> Receive:
 
 def report(title: str, n: int, unit: str, times: dict[str, list[Taken]], equal: dict[str, bool]) -> None:
     """A table; the last case is the peer of the others."""
-    print(f"\n{title}")
-    print(f"{'':50s} {unit:>8s}/s {'best':>7s} {'spread':>7s} {'x peer':>6s} {'/CPU s':>7s} {'x peer':>6s}")
+    print(f"\n{title}:\n")
+    heading("", f"{unit}/s", "best", "spread", "× peer", f"{unit} per s of CPU", "× peer", "data")
     rates = {name: [n / taken.clock_s for taken in some] for name, some in times.items()}
     by_cpu = {name: statistics.median(n / taken.cpu_s for taken in some) for name, some in times.items()}
     peer = list(times)[-1]
     for name, some in rates.items():
         median = statistics.median(some)
-        print(
-            f"{name:50s} {median:10.0f} {max(some):7.0f} {max(some) - min(some):7.0f} "
-            f"{median / statistics.median(rates[peer]):6.2f} {by_cpu[name]:7.0f} "
-            f"{by_cpu[name] / by_cpu[peer]:6.2f}  {'data equal' if equal[name] else 'data DIFFERENT'}"
+        row(
+            name,
+            f"{median:.0f}",
+            f"{max(some):.0f}",
+            f"{max(some) - min(some):.0f}",
+            f"{median / statistics.median(rates[peer]):.2f}",
+            f"{by_cpu[name]:.0f}",
+            f"{by_cpu[name] / by_cpu[peer]:.2f}",
+            "equal" if equal[name] else "DIFFERENT",
         )
 
 
-def receiving(runs: int, cores: list[int]) -> None:
+def receiving(runs: int, cores: list[int], size: Size) -> None:
     """All cases in turn, again and again: what disturbs the machine meets them all."""
     own, other = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     if own is None:
-        print("there is no second core: receiver and sender share one")
+        print("\nThere is no second core: receiver and sender share one.")
     else:
         os.sched_setaffinity(0, {own})
     torch.set_num_threads(1)
-    readouts = make_scan()
+    readouts = make_scan(size)
     stream = b"".join([*map(acquisition, readouts), bytes_of(wire.write_close)])
     opening = bytes_of(lambda c: wire.write_config_text(c, "<configuration/>", terminate=False))
     opening += bytes_of(lambda c: wire.write_header(c, HEADER, terminate=False))
@@ -260,8 +283,9 @@ def receiving(runs: int, cores: list[int]) -> None:
             if number:
                 times[case.name].append(taken)
         sender.join(TIMEOUT_S)
-    size = f"{C} coils x {S} samples, 2 trajectory columns, {len(stream) >> 20} MiB"
-    report(f"receiving {R} readouts of {size}", R, "readouts", times, equal)
+    R = size.readouts
+    what = f"{size.coils} coils × {size.samples} samples, 2 trajectory columns, {len(stream) >> 20} MiB"
+    report(f"Receiving {R} readouts of {what}", R, "readouts", times, equal)
 
 
 def read_own(path: Path, take: Callable[..., object]) -> None:
@@ -287,13 +311,13 @@ def checksums(read: Callable[..., None], path: Path) -> list[int]:
     return found
 
 
-def files(runs: int) -> None:
+def files(runs: int, size: Size) -> None:
     """HDF5 files, whole, with a warm cache of the system; both readers in turn."""
     readers = {"whorl: read_readouts": read_own, f"ismrmrd {version('ismrmrd')}: read_acquisition": read_peer}
     times: dict[str, list[Taken]] = {name: [] for name in readers}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
-        simulate(path, phantom="nist", timepoints=500, interleaves=96, coils=8, matrix=256)
+        simulate(path, phantom="nist", **size.file)
         n = count_readouts(path)
         sums = [checksums(read, path) for read in readers.values()]
         for _, (name, read) in itertools.product(range(runs), readers.items()):
@@ -302,24 +326,23 @@ def files(runs: int) -> None:
             times[name].append(watch.taken())
         with h5py.File(path) as file:
             head = file["dataset/data"][n - 1]["head"]
-    size = f"{n} rows of {head['active_channels']} coils x {head['number_of_samples']} samples"
-    report(f"reading an MRD file, {size}", n, "rows", times, dict.fromkeys(readers, sums[0] == sums[1]))
+    what = f"{n} rows of {head['active_channels']} coils × {head['number_of_samples']} samples"
+    report(f"Reading an MRD file, {what}", n, "rows", times, dict.fromkeys(readers, sums[0] == sums[1]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="How fast readouts are received and files are read.")
-    parser.add_argument("--runs", type=int, default=7, help="runs that count")
-    runs = parser.parse_args().runs
+def parser() -> argparse.ArgumentParser:
+    made = plain_parser(__doc__)
+    made.add_argument("--runs", type=int, default=7, help="runs that count")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    told = parser().parse_args(argv)
+    runs, size = (1, SMALL) if told.toy else (told.runs, Size())
     cores = sorted(os.sched_getaffinity(0))
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    print(
-        f"CPU {platform.machine()}, {len(cores)} cores, load {os.getloadavg()[0]:.1f}, {runs} runs, "
-        f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, "
-        f"h5py {h5py.__version__}, whorl {version('whorl-mrf')}, commit {commit or 'unknown'}"
-    )
-    receiving(runs, cores)
-    files(runs)
+    print(f"{machine()}, load {os.getloadavg()[0]:.1f}; median of {runs} runs")
+    receiving(runs, cores, size)
+    files(runs, size)
 
 
 if __name__ == "__main__":

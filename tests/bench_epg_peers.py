@@ -1,21 +1,21 @@
 """Time of the EPG beside two independent programs, MRpro and blochsim, with the error of each.
 
-Not a test: ``python tests/bench_epg_peers.py``. Medians of several runs after one that is not counted. The
-peers keep the fewest states that leave an error of at most 1e-3 of each atom's peak, and then as many
-as make them as accurate as whorl, which does as it does by default. All compute in single precision on all
-cores.
+    python tests/bench_epg_peers.py [--toy]
+
+Medians of several runs after one that is not counted. The peers (`make peers` installs them) keep the fewest
+states that leave an error of at most 1e-3 of each atom's peak, and then as many as make them as accurate as
+whorl, which does as it does by default. All compute in single precision on all cores.
 
 Letters: T timepoints, N atoms.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -23,20 +23,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks import heading, machine, row
+from benchmarks import parser as plain_parser
 from epg_peers import Peer, blochsim_peer, mrpro_peer
 from whorl.physics.dictionary import Grid, log_grid
 from whorl.physics.epg import fisp_signal
 from whorl.scan.train import Train
 from whorl.simulation.signals import fisp_signals, jiang_train
 
-T = 500
+#: Pulses, and relative steps of T1 and T2.
+FULL, TOY = (500, 0.063), (20, 0.4)
 # What is asked of a dictionary, and what whorl has.
 ACCURACIES = (1e-3, 2.1e-5)
 
 
-def atoms() -> tuple[Tensor, Tensor]:
-    """T1 and T2 in ms: all pairs with T2 <= T1 of two logarithmic grids in steps of 6.3 %."""
-    t1, t2, _ = Grid(log_grid(20, 5000, 0.063), log_grid(4, 3000, 0.063)).atoms()
+def atoms(step: float) -> tuple[Tensor, Tensor]:
+    """T1 and T2 in ms: all pairs with T2 <= T1 of two logarithmic grids."""
+    t1, t2, _ = Grid(log_grid(20, 5000, step), log_grid(4, 3000, step)).atoms()
     return t1, t2
 
 
@@ -66,7 +69,7 @@ def fewest_states(
     accuracy: float,
 ) -> int:
     """Fewest states within the accuracy, by halving: the error falls as they become more."""
-    low, high = 2, T // 2 + 1  # what rises above does not return within the train
+    low, high = 2, train.n_timepoints // 2 + 1  # what rises above does not return within the train
     while low < high:
         middle = (low + high) // 2
         if worst(peer(train, middle)(t1, t2), exact) <= accuracy:
@@ -76,15 +79,16 @@ def fewest_states(
     return low
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    return plain_parser(__doc__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    T, step = TOY if parser().parse_args(argv).toy else FULL
     played = jiang_train(T)
     train = Train(played.flip_deg, played.tr_ms, played.te_ms, played.phase_deg, played.ti_ms, "simulated")
-    t1, t2 = atoms()
-    print(
-        f"{len(t1)} atoms x {T} pulses on the CPU: {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}, "
-        f"whorl {version('whorl-mrf')}"
-    )
+    t1, t2 = atoms(step)
+    print(f"{machine()}; {len(t1)} atoms × {T} pulses\n")
     # The simulator's pulses turn +z to -iy, whorl's to x.
     exact = 1j * fisp_signals(played, t1.double().numpy(), t2.double().numpy())
 
@@ -92,9 +96,9 @@ def main() -> None:
         name: str, taken: tuple[float, float], states: str, signals: Tensor | None, ratio: str
     ) -> None:
         error = "" if signals is None else f"{worst(signals, exact):.2e}"
-        print(f"{name:46s} {states:>6s} {taken[0]:9.3f} {taken[1]:8.3f} {error:>9s} {ratio:>8s}")
+        row(name, states, f"{taken[0]:.3f}", f"{taken[1]:.3f}", error, ratio)
 
-    print(f"{'':46s} {'states':>6s} {'median/s':>9s} {'spread/s':>8s} {'error':>9s} {'x whorl':>8s}")
+    heading("program", "states", "s, median", "spread", "largest error", "times whorl's")
     own = seconds(lambda: fisp_signal(train, t1, t2))
     report("whorl, tolerance 1e-3 (as by default)", own, "by T2", fisp_signal(train, t1, t2), "1.0")
 
@@ -104,7 +108,7 @@ def main() -> None:
         try:
             states = fewest_states(peer, train, t1[some], t2[some], exact[some.numpy()], accuracy)
         except ImportError as error:
-            print(f"{name}: dropped, it cannot be imported ({error})")
+            row(f"{name}: dropped, it cannot be imported ({error})", "", "", "", "", "")
             continue
         taken = seconds(lambda peer=peer, states=states: peer(train, states)(t1, t2), 3)
         label = f"{name} {version(package)}{note}"

@@ -1,75 +1,114 @@
-"""Time of a slice by method, fold to maps, with the error beside it, and that of BART's LLR.
+"""From the last readout to the last map by method, with the error beside it, and BART's LLR in the same run.
 
-Not a test: ``python tests/bench_methods.py [--device cuda]``. A simulated scan (500 timepoints, 256²,
-8 coils); the first run of each method is not counted, and the median of three is shown. For BART: Debian
-package `bart`; its images are matched to the same dictionary, and only its `pics` is timed.
+    python tests/bench_methods.py [--device cuda] [--phantoms nist brain] [--runs 5] [--toy]
+
+A simulated scan (500 timepoints, 256², 8 coils) goes through the whole pipeline; before its last readout it
+waits until the others are folded and the dictionary is there, as they are at a scanner. All methods in turn,
+again and again, so that what else the machine does meets them all; the first round is not counted. BART
+(Debian package `bart`): only its `pics` is timed, its images are matched to the same dictionary.
+
+Letters: T timepoints, K coefficients, V virtual coils, I interleaves, S samples, Y X pixels.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ismrmrd
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import whorl.pipeline.scan as pipeline
-from bench_automatic import error
+from benchmarks import TOY, Maps, error, heading, machine, maps_of, number, row, simulated
+from benchmarks import parser as plain_parser
 from whorl.config import Settings
 from whorl.doors.files import read_header, read_readouts
 from whorl.kspace.accumulate import fold, fold_gram
 from whorl.kspace.coils import coil_maps, compression_matrix
-from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
 from whorl.pipeline.encoding import Encoding
-from whorl.pipeline.slices import reconstruct_slice
 from whorl.recon.calibration import regress_interleaves
 from whorl.recon.lowrank import adjoint_coil_images
-from whorl.scan.readout import Flag
-from whorl.simulation.scan import simulate
-from whorl.simulation.truth import Truth, read_truth
+from whorl.scan.readout import Flag, Readout
+from whorl.simulation.truth import Truth
 
 METHODS: dict[str, dict[str, Any]] = {
     "low-rank": {"method": "lowrank"},
-    "INR, default": {},
-    "INR, preset=normal": {"preset": "normal"},
-    "INR, preset=seed fit=varpro": {"preset": "seed", "fit": "varpro"},
+    "INR": {},
+    "INR, guide=off": {"guide": "off"},
     "INR, preset=seed": {"preset": "seed"},
     "LLR": {"method": "llr"},
 }
+BART = "BART's LLR, 30 iterations, K = 5 (pics only)"
+#: Until all that can be done before the last readout is done.
+PAUSE_S = 1.5
 
 
-def captured(scan: Path, properties: dict[str, Any]) -> tuple[SubspaceKspace, Encoding, Dictionary]:
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A scan in memory."""
+
+    header: bytes
+    readouts: list[Readout]
+    truth: Truth
+
+
+def load(path: Path, truth: Truth) -> Loaded:
+    kept = [Readout(r.head.copy(), r.trajectory.copy(), r.data.copy()) for r in read_readouts(path)]
+    return Loaded(read_header(path), kept, truth)
+
+
+def run(scan: Loaded, properties: dict[str, Any], pause_s: float) -> tuple[float, Maps]:
+    """Seconds from the last readout to the last map, and the maps."""
+    images: list[ismrmrd.Image] = []
+    arrived = sent = 0.0
+
+    def readouts() -> Iterator[Readout]:
+        nonlocal arrived
+        yield from scan.readouts[:-1]
+        time.sleep(pause_s)
+        arrived = time.perf_counter()
+        yield scan.readouts[-1]
+
+    def take(image: ismrmrd.Image) -> None:
+        nonlocal sent
+        sent = time.perf_counter()
+        images.append(image)
+
+    settings = Settings.from_properties(properties)
+    outcome = pipeline.reconstruct_scan(scan.header, readouts(), settings, take, lambda level, text: None)
+    if outcome.failures:
+        raise RuntimeError("; ".join(outcome.failures))
+    return sent - arrived, maps_of(images)
+
+
+def captured(scan: Loaded) -> tuple[Encoding, Dictionary]:
     """What the pipeline hands to the reconstruction of the scan's slice."""
     found: list[Any] = []
 
-    def capture(*arguments: Any) -> Any:
-        found.extend(arguments[:3])
-        return original(*arguments)
+    def capture(kspace: Any, *arguments: Any, **named: Any) -> Any:
+        found.extend(arguments[:2])
+        return original(kspace, *arguments, **named)
 
     original = pipeline.reconstruct_slice
     pipeline.reconstruct_slice = capture
     try:
-        settings = Settings.from_properties(properties | {"method": "lowrank"})
-        pipeline.reconstruct_scan(read_header(scan), read_readouts(scan), settings, lambda image: None)
+        run(scan, {"method": "lowrank", "device": "cpu"}, 0.0)
     finally:
         pipeline.reconstruct_slice = original
-    return found[0], found[1], found[2]
-
-
-def shown(t1: NDArray[np.float32], t2: NDArray[np.float32], truth: Truth) -> str:
-    """Errors of T1 and T2 maps `(Y, X)`, as in the automatic choice."""
-    return "{:.1f} / {:.1f}".format(*error({"T1": t1[None], "T2": t2[None]}, truth))
+    return found[0], found[1]
 
 
 def write_cfl(path: Path, array: NDArray[Any]) -> None:
@@ -83,102 +122,110 @@ def read_cfl(path: Path) -> NDArray[np.complex64]:
     return np.fromfile(path.with_suffix(".cfl"), dtype=np.complex64).reshape(shape, order="F")
 
 
-def bart(
-    scan: Path, encoding: Encoding, dictionary: Dictionary, mask: Any, folder: Path
-) -> tuple[float, Any, Any]:
-    """Seconds of `bart pics` with LLR, and T1 and T2 maps of its images."""
-    rows = [r for r in read_readouts(scan) if not r.flags & Flag.IS_NOISE_MEASUREMENT]
-    rows.sort(key=lambda r: int(r.head["user_int"][0]))
-    data = torch.from_numpy(np.stack([r.data for r in rows]))
-    matrix = compression_matrix(data)
-    data = matrix @ data  # (T, V, S)
-    keys = list(dict.fromkeys(r.trajectory.tobytes() for r in rows))
-    arms = {key: i for i, key in enumerate(keys)}
-    interleaf = torch.tensor([arms[r.trajectory.tobytes()] for r in rows])
-    T, V, S = data.shape
-    (Y, X), K = encoding.shape, 5
-    basis = dictionary.basis
-    bins = torch.zeros((len(keys), basis.shape[1], V, S), dtype=torch.complex64)
-    gram = torch.zeros((len(keys), basis.shape[1], basis.shape[1]), dtype=torch.complex64)
-    t = torch.arange(T)
-    fold(bins, data, t, interleaf, basis)
-    fold_gram(gram, t, interleaf, basis)
-    energies = dictionary.coefficients.square().sum(0)
-    clean = regress_interleaves(bins, gram, energies / energies[0])
-    first = {key: next(r.trajectory for r in rows if r.trajectory.tobytes() == key) for key in keys}
-    # The capture numbered the interleaves in the same order of arrival.
-    csm = coil_maps(adjoint_coil_images(clean, encoding.dcf, encoding.nufft)[:3]).numpy()
-    trajectory = (
-        np.stack([first[keys[i]][:, :2] for i in interleaf]) * X
-    )  # (T, S, 2), cycles per field of view
-    traj = np.zeros((3, S, 1, 1, 1, T), dtype=np.complex64)
-    traj[:2, :, 0, 0, 0] = trajectory.transpose(2, 1, 0)
-    weights = np.sqrt(encoding.dcf.numpy()[interleaf]).T[None, :, None, None, None]
-    write_cfl(folder / "traj", traj)
-    write_cfl(folder / "weights", weights / weights.max())
-    write_cfl(folder / "ksp", data.numpy().transpose(2, 1, 0)[None, :, None, :, None, :])
-    write_cfl(folder / "maps", csm.transpose(2, 1, 0)[:, :, None, :])
-    write_cfl(folder / "basis", basis[:, :K].numpy()[None, None, None, None, None])
-    command = ["bart", "pics", "-e", "-S", "-i30", "-R", "L:3:3:0.01"]
-    command += ["-B", "basis", "-p", "weights", "-t", "traj", "ksp", "maps", "out"]
-    began = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - began
-    out = read_cfl(folder / "out").reshape(X, Y, -1).transpose(2, 1, 0)  # (K, Y, X)
-    images = torch.zeros((basis.shape[1], Y, X), dtype=torch.complex64)
-    images[:K] = torch.from_numpy(np.ascontiguousarray(out[:K]))
-    found = match(images[:, mask].T.contiguous(), dictionary)
-    maps = np.zeros((2, Y, X), dtype=np.float32)
-    maps[0][mask.numpy()], maps[1][mask.numpy()] = found.t1_ms.numpy(), found.t2_ms.numpy()
-    return seconds, maps[0], maps[1]
+class Bart:
+    """BART's LLR of a scan, prepared."""
+
+    def __init__(self, scan: Loaded, mask: NDArray[np.bool_], folder: Path) -> None:
+        encoding, self._dictionary = captured(scan)
+        self._mask, self._folder, self._shape = torch.from_numpy(mask), folder, encoding.shape
+        rows = [r for r in scan.readouts if not r.flags & Flag.IS_NOISE_MEASUREMENT]
+        rows.sort(key=lambda r: int(r.head["user_int"][0]))
+        data = torch.from_numpy(np.stack([r.data for r in rows]))
+        data = compression_matrix(data) @ data  # (T, V, S)
+        # The capture numbered the interleaves in the same order of arrival.
+        first = {r.trajectory.tobytes(): r.trajectory for r in reversed(rows)}
+        keys = list(dict.fromkeys(r.trajectory.tobytes() for r in rows))
+        arms = {key: i for i, key in enumerate(keys)}
+        interleaf = torch.tensor([arms[r.trajectory.tobytes()] for r in rows])
+        T, V, S = data.shape
+        (_, X), basis = encoding.shape, self._dictionary.basis
+        K = basis.shape[1]
+        bins = torch.zeros((len(keys), K, V, S), dtype=torch.complex64)
+        gram = torch.zeros((len(keys), K, K), dtype=torch.complex64)
+        t = torch.arange(T)
+        fold(bins, data, t, interleaf, basis)
+        fold_gram(gram, t, interleaf, basis)
+        energies = self._dictionary.coefficients.abs().square().sum(0)
+        clean = regress_interleaves(bins, gram, energies / energies[0], leading=3)
+        csm = coil_maps(adjoint_coil_images(clean, encoding.dcf, encoding.nufft)).numpy()
+        # (T, S, 2), cycles per field of view
+        trajectory = np.stack([first[keys[i]][:, :2] for i in interleaf]) * X
+        traj = np.zeros((3, S, 1, 1, 1, T), dtype=np.complex64)
+        traj[:2, :, 0, 0, 0] = trajectory.transpose(2, 1, 0)
+        weights = np.sqrt(encoding.dcf.numpy()[interleaf]).T[None, :, None, None, None]
+        write_cfl(folder / "traj", traj)
+        write_cfl(folder / "weights", weights / weights.max())
+        write_cfl(folder / "ksp", data.numpy().transpose(2, 1, 0)[None, :, None, :, None, :])
+        write_cfl(folder / "maps", csm.transpose(2, 1, 0)[:, :, None, :])
+        write_cfl(folder / "basis", basis[:, :5].numpy()[None, None, None, None, None])
+
+    def run(self) -> tuple[float, Maps]:
+        """Seconds of `bart pics`, and the maps of its images."""
+        command = ["bart", "pics", "-e", "-S", "-i30", "-R", "L:3:3:0.01"]
+        command += ["-B", "basis", "-p", "weights", "-t", "traj", "ksp", "maps", "out"]
+        began = time.perf_counter()
+        subprocess.run(command, cwd=self._folder, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - began
+        Y, X = self._shape
+        out = read_cfl(self._folder / "out").reshape(X, Y, -1).transpose(2, 1, 0)  # (K, Y, X)
+        images = torch.zeros((self._dictionary.basis.shape[1], Y, X), dtype=torch.complex64)
+        images[: len(out)] = torch.from_numpy(np.ascontiguousarray(out))
+        found = match(images[:, self._mask].T.contiguous(), self._dictionary)
+        maps = np.zeros((2, 1, Y, X))
+        for quantity, values in zip(maps, (found.t1_ms, found.t2_ms), strict=True):
+            quantity[0][self._mask.numpy()] = values.numpy()
+        return seconds, {"T1": maps[0], "T2": maps[1]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--phantom", default="nist")
-    chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no usable NVIDIA GPU")
-    name = (
-        torch.cuda.get_device_name()
-        if chosen.device == "cuda"
-        else f"{platform.machine()}, {os.cpu_count()} cores"
+def parser() -> argparse.ArgumentParser:
+    made = plain_parser(__doc__)
+    made.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    made.add_argument(
+        "--phantoms", nargs="+", default=["nist", "brain"], choices=("nist", "brain", "texture")
     )
-    print(f"{name}, torch {torch.__version__}; {chosen.phantom}, 500 timepoints, 256², 8 coils")
-    print("| method | s (spread) | T1 / T2 error % | preset |")
-    print("|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        scan = Path(folder) / "scan.h5"
-        simulate(scan, phantom=chosen.phantom)
-        truth = read_truth(scan)
-        slowest = 0.0
-        for title, properties in METHODS.items():
-            properties = {"device": chosen.device, **properties}
-            settings = Settings.from_properties(properties)
-            kspace, encoding, dictionary = captured(scan, properties)
-            taken = []
-            for _ in range(4):
-                began = time.perf_counter()
-                result = reconstruct_slice(kspace, encoding, dictionary, settings, None)
-                taken.append(time.perf_counter() - began)
-            taken = taken[1:]
-            slowest = max(slowest, statistics.median(taken))
-            known = shown(result.maps.t1_ms, result.maps.t2_ms, truth)
-            spread = max(taken) - min(taken)
-            preset = result.diagnostics.get("preset", "")
-            print(
-                f"| {title} | {statistics.median(taken):.2f} ({spread:.2f}) | {known} | {preset} |",
-                flush=True,
+    made.add_argument("--runs", type=int, default=5, help="runs that count")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    told = parser().parse_args(argv)
+    if told.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("bench_methods: there is no usable NVIDIA GPU")
+    phantoms = ["nist"] if told.toy else told.phantoms
+    size, runs, pause_s = (TOY, 1, 0.1) if told.toy else ({}, told.runs, PAUSE_S)
+    common = {"device": told.device, **({"iterations": 4, "llr_iterations": 3} if told.toy else {})}
+    with_bart = told.device == "cpu" and shutil.which("bart") is not None
+    without = "" if with_bart or told.device == "cuda" else "; BART is not installed (Debian package bart)"
+    print(f"{machine(told.device)}; median of {runs} (smallest to largest){without}\n")
+    heading("phantom", "method", "s", "× low-rank", "BART / it", "error T1 / T2 %")
+    for phantom in phantoms:
+        taken: dict[str, list[float]] = {}
+        last: dict[str, Maps] = {}
+        with simulated(phantom=phantom, **size) as (path, truth), tempfile.TemporaryDirectory() as folder:
+            scan = load(path, truth)
+            ways = {
+                name: partial(run, scan, {**common, **properties}, pause_s)
+                for name, properties in METHODS.items()
+            }
+            if with_bart:
+                ways[BART] = Bart(scan, truth.mask[0], Path(folder)).run
+            for number_of_run in range(runs + 1):
+                for name, way in ways.items():
+                    seconds, last[name] = way()
+                    if number_of_run:
+                        taken.setdefault(name, []).append(seconds)
+        medians = {name: statistics.median(some) for name, some in taken.items()}
+        for name, some in taken.items():
+            of_bart = f"{medians[BART] / medians[name]:.1f}" if with_bart else "–"
+            found = " / ".join(map(number, error(last[name], truth)))
+            row(
+                phantom,
+                name,
+                f"{medians[name]:.2f} ({min(some):.2f} to {max(some):.2f})",
+                f"{medians[name] / medians['low-rank']:.2f}",
+                of_bart,
+                found,
             )
-        if shutil.which("bart") and chosen.device == "cpu":
-            mask = torch.from_numpy(result.maps.t1_ms > 0)
-            taken_s, t1, t2 = bart(scan, encoding, dictionary, mask, Path(folder))
-            print(
-                f"| BART LLR, 30 iterations, K = 5 (pics only) | {taken_s:.1f} | {shown(t1, t2, truth)} | |"
-            )
-        elif chosen.device == "cpu":
-            print("| BART | not installed | | |")
 
 
 if __name__ == "__main__":

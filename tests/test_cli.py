@@ -243,7 +243,7 @@ def test_a_server_that_is_not_there(tiny_scan: Path, tmp_path: Path) -> None:
     ("options", "says"),
     [
         (["-p", "n_coefs=5"], 'unknown property "n_coefs", did you mean "n_coefficients"?'),
-        (["-p", "iterations=-1"], "expected 0 to 100000"),
+        (["-p", "iterations=-2"], "expected -1 to 100000"),
         (["-p", "method"], "expected name=value"),
         (["-C", "{broken}"], "the configuration is not readable XML"),
         (["-C", "{absent}"], "does not exist"),

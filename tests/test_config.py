@@ -61,7 +61,7 @@ def test_json_values_may_be_texts_or_numbers() -> None:
         ("iterations", "True", 'property "iterations" is "True": expected a whole number'),
         ("iterations", 1.5, 'property "iterations" is "1.5": expected a whole number'),
         ("iterations", float("inf"), 'property "iterations" is "inf": expected a whole number'),
-        ("iterations", -1, 'property "iterations" is "-1": expected 0 to 100000'),
+        ("iterations", -2, 'property "iterations" is "-2": expected -1 to 100000'),
         ("deadline_s", "soon", 'property "deadline_s" is "soon": expected a number'),
         ("deadline_s", "", 'property "deadline_s" is "": expected a number'),
         ("deadline_s", "nan", 'property "deadline_s" is "nan": expected a finite number'),
@@ -278,48 +278,74 @@ def test_no_file_is_taken_from_the_network(name: str) -> None:
 
 # --- Presets ---------------------------------------------------------------------------------------------
 
+#: What preset=seed stands for.
+_PUBLISHED = {"start": "adjoint", "guide": "off", "head": "image", "fit": "adam"}
+
 
 def test_the_preset_seed_is_the_data_flow_as_published() -> None:
     settings = Settings.from_properties({"preset": "seed"})
-    assert (settings.start, settings.head, settings.fit) == ("adjoint", "image", "adam")
+    assert {name: getattr(settings, name) for name in _PUBLISHED} == _PUBLISHED
     plain = Settings.from_properties({})
-    others = [f.name for f in fields(Settings) if f.name not in ("preset", "start", "head", "fit")]
+    others = [f.name for f in fields(Settings) if f.name not in ("preset", *_PUBLISHED)]
     assert all(getattr(settings, name) == getattr(plain, name) for name in others)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("start", "corrected"), ("head", "kspace"), ("fit", "varpro"), ("fit", " VarPro ")]
+    ("name", "value"),
+    [
+        ("start", "corrected"),
+        ("guide", "on"),
+        ("head", "kspace"),
+        ("fit", "varpro"),
+        ("fit", " VarPro "),
+    ],
 )
 def test_what_is_set_by_itself_wins_over_the_preset(name: str, value: str) -> None:
     for properties in ({"preset": "SEED", name: value}, {name: value, "preset": "seed"}):
         settings = Settings.from_properties(properties)
         assert getattr(settings, name) == value.strip().lower()
-        published = {"start": "adjoint", "head": "image", "fit": "adam"}
-        assert all(getattr(settings, n) == v for n, v in published.items() if n != name)
+        assert all(getattr(settings, n) == v for n, v in _PUBLISHED.items() if n != name)
 
 
-@pytest.mark.parametrize("preset", ["auto", "low_noise", "normal", "high_noise"])
-def test_other_presets_leave_the_data_flow_as_it_is(preset: str) -> None:
-    settings = Settings.from_properties({"preset": preset})
-    assert (settings.start, settings.head, settings.fit) == ("corrected", "kspace", "varpro")
-    # What the preset, the encoder or the fit decides.
-    assert settings.correction_steps == -1
-    assert settings.finest_resolution == settings.iterations == 0
+@pytest.mark.parametrize("properties", [{}, {"preset": "default"}, {"preset": " Default "}])
+def test_the_default_preset_leaves_the_data_flow_as_it_is(properties: dict[str, object]) -> None:
+    settings = Settings.from_properties(properties)
+    assert settings == Settings()
+    found = (settings.start, settings.guide, settings.head, settings.fit)
+    assert found == ("corrected", "on", "kspace", "varpro")
+    # What the order of the interleaves, the guide, the encoder or the fit decides.
+    assert settings.correction_steps == settings.iterations == -1
+    assert settings.levels == settings.hidden == settings.finest_resolution == 0
     assert settings.learning_rate == 0
+
+
+@pytest.mark.parametrize("encoder", ["hash", "fourier", "siren"])
+def test_other_encoders_than_grids_have_no_guide(encoder: str) -> None:
+    assert Settings.from_properties({"encoder": encoder}).guide == "off"
+    with pytest.raises(SettingsError, match=f'encoder is "{encoder}" and guide is on.* Expected guide=off'):
+        Settings.from_properties({"encoder": encoder, "guide": "on"})
+
+
+@pytest.mark.parametrize("name", ["normal", "tuning_budget_s", "head_steps"])
+def test_what_acts_no_more_is_no_property(name: str) -> None:
+    with pytest.raises(SettingsError, match=f'unknown property "{name}"'):
+        Settings.from_properties({name: 0})
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("preset", "high", "expected one of auto, low_noise, normal, high_noise, seed"),
+        ("preset", "high", "expected one of default, seed"),
+        ("guide", "of", "expected one of on, off"),
+        ("coil_maps", "polynom", "expected one of polynomial, walsh, espirit"),
         ("head", "kspac", "expected one of kspace, image"),
         ("encoder", "fft", "expected one of grid, hash, fourier, siren"),
-        ("normal", "fft", "expected one of auto, gram, toeplitz"),
         ("correction_steps", -2, "expected -1 to 100"),
         ("finest_resolution", -1, "expected at least 0"),
         ("learning_rate", -0.1, "expected at least 0"),
-        ("tuning_budget_s", -1, "expected at least 0"),
-        ("head_steps", 101, "expected 0 to 100"),
+        ("iterations", 100001, "expected -1 to 100000"),
+        ("levels", 33, "expected 0 to 32"),
+        ("hidden", -1, "expected 0 to 1024"),
         ("llr_lambda", -0.1, "expected 0 to 1000"),
         ("llr_block", 1, "expected 2 to 64"),
         ("llr_iterations", 0, "expected 1 to 1000"),
@@ -388,12 +414,17 @@ def test_the_spool_is_the_business_of_whoever_starts_the_program() -> None:
         ({"compression": "rovir", "rovir_region": "0 nan 0.2 0.8"}, "expected x0 x1 y0 y1"),
         ({"compression": "off", "virtual_coils": 4}, "virtual_coils is 4, compression is off"),
         ({"coil_maps": "espirit", "coil_maps_file": "a.npy"}, "there is a coil_maps_file"),
+        ({"coil_maps": "walsh", "coil_maps_file": "a.npy"}, "there is a coil_maps_file"),
     ],
     ids=str,
 )
 def test_properties_of_the_coils_that_contradict_each_other(properties: dict[str, object], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         Settings.from_properties(properties)
+
+
+def test_a_file_of_coil_maps_alone_contradicts_nothing() -> None:
+    assert Settings.from_properties({"coil_maps_file": "a.npy"}).coil_maps_file == "a.npy"
 
 
 def test_the_region_of_interest() -> None:

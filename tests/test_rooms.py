@@ -37,15 +37,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-#: Imports that the table does not allow and that are still there: who, what.
-KNOWN_VIOLATIONS = {
-    ("doors.server", "recon.inr"),
-    ("recon.inr", "pipeline.deadlines"),
-    ("recon.llr", "pipeline.deadlines"),
-    ("recon.methods", "pipeline.deadlines"),
-    ("recon.tuning", "pipeline.deadlines"),
-}
-
 
 def _imports() -> dict[str, set[str]]:
     """What each module imports of the package, wherever it does so, by names without `whorl.`."""
@@ -87,7 +78,7 @@ def test_each_room_imports_only_what_is_below_it() -> None:
         for other in imported:
             if not {other, other.partition(".")[0]} & allowed:
                 violations.add((module, other))
-    assert violations == KNOWN_VIOLATIONS
+    assert violations == set()
 
 
 def test_the_root_is_a_shell() -> None:

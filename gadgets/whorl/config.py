@@ -477,7 +477,7 @@ class Settings:
             raise SettingsError(
                 f"virtual_coils is {self.virtual_coils}, compression is off: expected one of them"
             )
-        if self.coil_maps_file and self.coil_maps != "walsh":
+        if self.coil_maps_file and self.coil_maps != "polynomial":
             raise SettingsError(
                 f"coil_maps is {self.coil_maps} and there is a coil_maps_file: expected one of them"
             )

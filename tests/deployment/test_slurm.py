@@ -20,16 +20,17 @@ pytestmark = pytest.mark.system
 
 _N = 12
 _WAIT_S = 300
+#: So long that a job can be killed on the way: some seconds for each scan.
+_FIT = {"preset": "seed"}
 #: A plain loop over the scans, in one process with as many cores as a worker has.
-_SERIAL = """
+_SERIAL = f"""
 import sys
 from pathlib import Path
 import torch
 from whorl.doors.replaying import replay
 torch.set_num_threads(1)
 for scan in sorted(Path(sys.argv[1]).glob("*.h5")):
-    properties = {"tuning_budget_s": 1e6}
-    replay(scan, Path(sys.argv[2]) / scan.name, properties, lambda *_: None)
+    replay(scan, Path(sys.argv[2]) / scan.name, {_FIT}, lambda *_: None)
 """
 
 
@@ -49,7 +50,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _command(scans: Path, out: Path, *more: str) -> list[str]:
     cluster = ("--cluster", "slurm", "--workers", "2", "--memory", "2GB", "--interface", "lo")
-    return [sys.executable, "-m", "whorl", "batch", str(scans), "-o", str(out), *cluster, *more]
+    fit = [part for item in _FIT.items() for part in ("-p", "=".join(item))]
+    return [sys.executable, "-m", "whorl", "batch", str(scans), "-o", str(out), *cluster, *fit, *more]
 
 
 def test_a_killed_job_costs_nothing(slurm: dict[str, str], scans: Path, tmp_path: Path) -> None:

@@ -5,13 +5,30 @@ Letters: I interleaves, S samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import ConvexHull, Voronoi
+from sigpy.mri import pipe_menon_dcf
 from torch import Tensor
 
-from whorl.kspace.density import attached_density, density_compensation, is_rotated_spiral, ring_areas
+from whorl.kspace.density import (
+    attached_density,
+    density_compensation,
+    is_rotated_spiral,
+    ring_areas,
+    ring_levels,
+)
 from whorl.kspace.nufft import make_nufft
+from whorl.simulation.spiral import design_spiral
+
+
+def as_designed(matrix: int, interleaves: int) -> Tensor:
+    """`(I, S, 2)`: a spiral that a gradient system can play."""
+    design = design_spiral(matrix=matrix, interleaves=interleaves, dwell_us=10.0)
+    return torch.from_numpy(design.cycles_per_pixel(300 / matrix)).float()
 
 
 def spiral(
@@ -208,6 +225,119 @@ def test_attached_weights_must_be_positive(value: float) -> None:
     weights[4, 5] = value
     with pytest.raises(ValueError, match="density=computed"):
         attached_density(weights, spiral(13))
+
+
+def radius_of(arms: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(arms, dim=-1)
+
+
+def areas(arms: Tensor) -> Tensor:
+    return ring_areas(radius_of(arms))
+
+
+def meyer(arms: Tensor) -> Tensor:
+    """Velocity along the radius times the radius (Meyer, Magn Reson Med 28:202, 1992)."""
+    velocity = torch.gradient(arms, dim=1)[0]
+    return (arms * velocity).sum(-1).abs()
+
+
+def voronoi(arms: Tensor, beyond: float = 1.02) -> Tensor:
+    """Cells of the samples, closed by a ring of points at a radius relative to the edge."""
+    places = arms.reshape(-1, 2).double().numpy()
+    places, back, count = np.unique(np.round(places, 7), axis=0, return_inverse=True, return_counts=True)
+    edge = beyond * float(radius_of(arms).max()) * np.exp(2j * np.pi * np.arange(300) / 300)
+    cells = Voronoi(np.concatenate([places, np.stack([edge.real, edge.imag], 1)]))
+    size = [
+        ConvexHull(cells.vertices[cells.regions[cells.point_region[n]]]).volume for n in range(len(places))
+    ]
+    return torch.from_numpy((size / count)[back.ravel()]).reshape(arms.shape[:2]).float()
+
+
+def pipe_menon(arms: Tensor) -> Tensor:
+    weights = pipe_menon_dcf(arms.flip(-1).numpy() * 64, (64, 64), max_iter=30, show_pbar=False)
+    return torch.from_numpy(np.asarray(weights).real)
+
+
+#: Spirals of a gradient system, dense in the middle and throughout; of constant angular and linear velocity.
+ARMS: dict[str, Tensor] = {
+    "variable density": as_designed(128, 24),
+    "uniform density": as_designed(64, 16),
+    "angular velocity": spiral(16, 200, edge=0.5),
+    "linear velocity": spiral(12, 640, edge=0.5, power=0.5),
+    "golden angle": spiral(30, 200, edge=0.5, step_deg=222.4922),
+    "spokes": spokes(24, 128),
+}
+SENSIBLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "areas": lambda arms: density_compensation(arms, (64, 64)),
+    "large": lambda arms: 1e30 * density_compensation(arms, (64, 64)),
+    "small": lambda arms: 1e-30 * density_compensation(arms, (64, 64)),
+    "Meyer": meyer,
+    "Voronoi": voronoi,
+    "Pipe and Menon": pipe_menon,
+    "Hann": lambda arms: meyer(arms) * (1 + torch.cos(2 * np.pi * radius_of(arms))),
+    "Gauss": lambda arms: meyer(arms) * torch.exp(-((radius_of(arms) / 0.3) ** 2)),
+    "one byte": lambda arms: (255 * meyer(arms) / meyer(arms).max()).round(),
+}
+UNSUITED: dict[str, Callable[[Tensor], Tensor]] = {
+    "constant": lambda arms: torch.full(arms.shape[:2], 3.0),
+    "kz of a tilted slice": lambda arms: 0.3 + arms[..., 0] * 0.2,
+    "random": lambda arms: torch.rand(arms.shape[:2], generator=torch.Generator().manual_seed(0)),
+    "square": lambda arms: meyer(arms) ** 2,
+    "square root": lambda arms: meyer(arms).sqrt(),
+    "inverse": lambda arms: 1 / meyer(arms).clamp_min(1e-9),
+    "number of the arm": lambda arms: torch.arange(len(arms))[:, None].expand(arms.shape[:2]).float(),
+}
+
+
+@pytest.mark.parametrize("arms", ARMS)
+@pytest.mark.parametrize("weights", SENSIBLE)
+def test_sensible_weights_are_taken(arms: str, weights: str) -> None:
+    taken = attached_density(SENSIBLE[weights](ARMS[arms]), ARMS[arms])
+    assert torch.isfinite(taken).all()
+    radius = float(radius_of(ARMS[arms]).max())
+    assert float(taken.double().sum()) == pytest.approx(np.pi * radius**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("arms", ["variable density", "uniform density", "angular velocity", "golden angle"])
+@pytest.mark.parametrize("weights", UNSUITED)
+def test_weights_that_do_not_suit_the_trajectory_are_refused(arms: str, weights: str) -> None:
+    with pytest.raises(ValueError, match="third trajectory column do not suit it"):
+        attached_density(UNSUITED[weights](ARMS[arms]), ARMS[arms])
+
+
+@pytest.mark.parametrize("arms", ["variable density", "uniform density", "linear velocity"])
+def test_the_radius_is_a_weight_only_where_areas_go_with_it(arms: str) -> None:
+    for suited in ("angular velocity", "spokes"):
+        attached_density(radius_of(ARMS[suited]), ARMS[suited])
+    with pytest.raises(ValueError, match="do not suit it"):
+        attached_density(radius_of(ARMS[arms]), ARMS[arms])
+
+
+def test_cells_that_are_open_at_the_edge_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not suit it"):
+        attached_density(voronoi(ARMS["variable density"], beyond=3.0), ARMS["variable density"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-3])
+def test_one_weight_that_cannot_be_is_enough(value: float) -> None:
+    weights = areas(ARMS["variable density"])
+    weights[3, 70] = value
+    with pytest.raises(ValueError, match="set density=computed"):
+        attached_density(weights, ARMS["variable density"])
+
+
+def test_rings_have_their_level() -> None:
+    """1 for exact areas (of an ellipse too, and of a grid with its corners), whatever the number of rings."""
+    for arms in ARMS.values():
+        levels = np.array(ring_levels(meyer(arms), arms))
+        np.testing.assert_allclose(levels / levels[-2], 1, atol=0.1)  # samples of the innermost ring
+        flat = arms * torch.tensor([1.0, 0.4])
+        np.testing.assert_allclose(ring_levels(meyer(arms), flat), levels, rtol=1e-3)
+    k = (torch.arange(64) - 31.5) / 64
+    grid = torch.stack(torch.broadcast_tensors(k[None, :], k[:, None]), dim=-1)
+    levels = np.array(ring_levels(torch.ones(64, 64), grid))
+    np.testing.assert_allclose(levels / levels[0], 1, atol=0.06)  # cells that a circle cuts
+    assert len(ring_levels(torch.ones(4, 10), spiral(4, 10))) == 1
 
 
 @pytest.mark.parametrize("shape", [(24, 36), (36, 24)], ids=str)

@@ -54,7 +54,9 @@ def test_a_gpu_is_used_and_never_required(gpu: bool) -> None:
     [
         Settings(),
         Settings(method="llr", scan_deadline_s=20, fallback="llr", output_dtype="float32", preview=True),
-        Settings(scan_deadline_s=47.5, preset="high_noise", b1="match", error_image=True),
+        Settings.from_properties(
+            {"scan_deadline_s": 47.5, "preset": "seed", "b1": "match", "error_image": True}
+        ),
     ],
 )
 def test_what_stands_on_the_card_is_what_the_package_was_made_with(settings: Settings) -> None:
@@ -78,7 +80,7 @@ def test_every_choice_is_one(made: dict[str, Any]) -> None:
     ("settings", "parameter", "left"),
     [
         (Settings(virtual_coils=6), "compression", {"svd", "rovir"}),
-        (Settings(coil_maps_file="maps.npy"), "coilmaps", {"walsh"}),
+        (Settings(coil_maps_file="maps.npy"), "coilmaps", {"polynomial"}),
         (Settings(b1_map="b1.npy"), "b1", {"nominal"}),
         (Settings(rovir_region="0 1 0 1", compression="rovir"), "compression", {"rovir"}),
     ],

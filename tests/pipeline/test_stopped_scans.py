@@ -68,19 +68,16 @@ def test_too_few_readouts_of_the_only_slice_are_counted(scan: Scan, source: str)
 
 
 def test_a_slice_that_cannot_be_encoded_does_not_cost_the_next(scan: Scan, untouched: Result) -> None:
-    """Negative weights in the trajectories of the first slice only."""
+    """The trajectories of the first slice have no unit."""
     scan.two_slices()
-    for place, n in enumerate(scan.imaging):
-        weights = np.linspace(-2, -1, len(scan.trajectories[n]), dtype=np.float32)[:, None]
-        weights = weights if place < 120 else np.zeros_like(weights)
-        scan.trajectories[n] = np.hstack([scan.trajectories[n], weights])
-    scan.heads["trajectory_dimensions"][scan.imaging] = 3
+    for n in scan.imaging[:120]:
+        scan.trajectories[n] = scan.trajectories[n] * np.float32(0.3)
     result = scan.run()
     assert result.slices() == [1]
     assert_close(result, untouched, slice_number=1)
     assert result.outcome.exit_code == 3
     (failure,) = result.outcome.failures
-    assert failure.startswith("slice 0 failed: the density weights")
+    assert failure.startswith("slice 0 failed: the unit of the trajectory is not clear")
     assert ("ERR", failure) in result.texts
     assert {image.meta["whorl_status"] for image in result.images} == {"complete"}
 

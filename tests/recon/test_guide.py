@@ -274,7 +274,7 @@ def test_texture_is_given_back(level: float) -> None:
 
 def test_where_there_is_no_texture_nothing_is_given_back() -> None:
     truth, mask = tissues()
-    x = raster(SHAPE)[1]
+    _, x = raster(SHAPE)
     fine = 0.3 * texture() * mask * (x > 60)
     smooth_side = disc(SHAPE, 40) & (x < 38)
     white = LEVEL * noise(4, *SHAPE, seed=6)

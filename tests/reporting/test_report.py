@@ -114,6 +114,20 @@ def test_it_has_each_part(page: Path) -> None:
     assert sum(load.startswith("data:image/gif") for load in parser.loads) == 1
 
 
+def test_a_fit_without_iterations_shows_its_features_alone(tiny_scan: Path, tmp_path: Path) -> None:
+    result = Scan.load(tiny_scan).run(method="inr", iterations=0, fit_frames=4)
+    path = tmp_path / "result.h5"
+    with ResultFile(path, b"<ismrmrdHeader/>") as file:
+        for image in result.images:
+            file.append(image)
+    text = report(path, tmp_path / "r.html")
+    assert "fit" in parsed(text).sections
+    assert "Joint features" in text
+    # Neither a curve nor an animation of a single point.
+    assert "Data term over the iterations" not in text
+    assert "data:image/gif" not in text
+
+
 def test_the_spheres_are_found_and_compared(page: Path) -> None:
     text = page.read_text()
     assert "NIST system phantom version 1, T2 plate, 20 °C, 3 T; spheres found in slice 0" in text

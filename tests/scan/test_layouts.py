@@ -349,13 +349,16 @@ def error(result: Result, path: Path) -> float:
     )
 
 
-@pytest.mark.parametrize("method", ["lowrank", "inr"])
+@pytest.mark.parametrize(
+    "properties",
+    [{"method": "lowrank"}, {"method": "inr"}, {"method": "inr", "guide": "off", "iterations": 20}],
+    ids=str,
+)
 def test_an_interleaf_of_its_own_for_each_timepoint(
-    tiny_scan: Path, scan: Scan, tmp_path: Path, method: str
+    tiny_scan: Path, scan: Scan, tmp_path: Path, properties: dict[str, object]
 ) -> None:
     path = tmp_path / "scan.h5"
     simulate(path, **_SMALL, interleaves=24, order="golden-angle")
-    properties = {"method": method, "preset": "normal", "iterations": 20}
     result = Scan.load(path).run(**properties)
     assert "120 interleaves of 884 samples" in result.said
     assert result.outcome.exit_code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -110,11 +112,44 @@ def test_a_third_column_of_zeros_is_no_density(scan: Scan, untouched: Result) ->
     np.testing.assert_array_equal(result.of("T1").data, untouched.of("T1").data)
 
 
-def test_negative_weights(scan: Scan) -> None:
-    # What kz of a 3D trajectory would look like.
-    text = failure(scan.trajectory(lambda k: np.hstack([k, k[:, :1]])).run())
-    assert "third trajectory column must be positive" in text
-    assert "density=computed" in text
+#: Third columns that are no weights, and what is said of them.
+NO_WEIGHTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "kz of both signs": (lambda k: k[:, :1], "expected positive numbers"),
+    "not a number": (lambda k: np.full((len(k), 1), np.nan), "are not all finite"),
+    "one is not a number": (lambda k: np.where(np.arange(len(k)) == 9, np.nan, 1)[:, None], "not all finite"),
+    "infinite": (lambda k: np.full((len(k), 1), np.inf), "are not all finite"),
+    "radius": (lambda k: np.hypot(*k.T)[:, None], "do not suit it"),
+    "kz in steps": (lambda k: np.round(0.05 + 0.1 * k[:, :1], 2), "do not suit it"),
+    "number of the sample": (lambda k: np.arange(len(k))[:, None], "do not suit it"),
+}
+
+
+@pytest.mark.parametrize("case", NO_WEIGHTS)
+def test_a_column_that_cannot_be_weights_is_not_used(scan: Scan, untouched: Result, case: str) -> None:
+    column, why = NO_WEIGHTS[case]
+    result = scan.trajectory(lambda k: np.hstack([k, column(k)])).run()
+    assert "density computed" in result.said
+    for role in ("T1", "T2", "M0", "QUALITY"):
+        np.testing.assert_array_equal(result.of(role).data, untouched.of(role).data)
+    (note,) = result.outcome.notes
+    assert why in note
+    assert "set density=computed. Computed weights were used" in note
+    assert result.of("T1").meta["whorl_status"] == "degraded"
+    told = scan.run(density="computed")
+    assert told.outcome.exit_code == 0
+    np.testing.assert_array_equal(told.of("T2").data, untouched.of("T2").data)
+
+
+def test_a_third_column_that_is_constant_but_for_rounding_is_no_density(
+    scan: Scan, untouched: Result
+) -> None:
+    rng = np.random.default_rng(0)
+    result = scan.trajectory(
+        lambda k: np.hstack([k, 0.01 * (1 + 1e-6 * rng.standard_normal((len(k), 1)))])
+    ).run()
+    assert result.outcome.exit_code == 0
+    assert "24 interleaves" in result.said
+    np.testing.assert_array_equal(result.of("T2").data, untouched.of("T2").data)
 
 
 @pytest.mark.parametrize("columns", [1, 4])

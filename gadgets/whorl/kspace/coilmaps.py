@@ -141,7 +141,8 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Unit norm over the coils in the mask.
+        Unit norm over the coils in the mask. Their free phase is that of the images up to a sign, as far as
+        it is smooth: that of the combined images is flat.
 
     References
     ----------
@@ -167,8 +168,31 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     expected = _FALL ** (i + j).double()
     data, maps = coil_images[:, :, y, x].to(torch.complex128), start[:, y, x].to(torch.complex128)
     maps = maps * _without_the_objects_phase(data, maps).conj()
-    complex_functions = functions.to(torch.complex128)
-    coefficients = complex_functions.new_zeros((len(functions), len(start)))
+    coefficients = _fit_by_turns(data, maps, functions, expected)
+    doubled = _phase_of_squares(data, coefficients.T @ functions.to(data.dtype), functions, expected)
+    table = coefficients.new_zeros((len(start) + 1, _DEGREE + 1, _DEGREE + 1))
+    table[:, i, j] = (torch.cat([coefficients, doubled], 1) / sizes[:, None]).T
+    whole = along_y.T.to(table.dtype) @ table @ along_x.to(table.dtype)
+    phase = torch.polar(torch.ones_like(whole[-1].real), whole[-1].angle() / 2)
+    return (_unit(whole[:-1]) * phase * mask).to(coil_images.dtype)
+
+
+def _fit_by_turns(data: Tensor, maps: Tensor, functions: Tensor, expected: Tensor) -> Tensor:
+    """Coefficients `(N, C)` of maps.
+
+    Parameters
+    ----------
+    data
+        Images of the coils `(J, C, P)`, complex128.
+    maps
+        `(C, P)` to begin with.
+    functions
+        `(N, P)`, of which the maps are sums.
+    expected
+        Prior variance `(N,)` of their coefficients.
+    """
+    complex_functions = functions.to(data.dtype)
+    coefficients = complex_functions.new_zeros((len(functions), len(maps)))
     for _ in range(_FITS):
         images = (data * maps.conj()).sum(1) / maps.abs().square().sum(0).clamp_min(1e-30)  # (J, P)
         power = images.abs().square().sum(0)
@@ -181,10 +205,28 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
         right = complex_functions @ ((data * images.conj()[:, None]).sum(0) * weight).T  # (N, C)
         coefficients = torch.linalg.solve_ex(matrix.to(right.dtype), right).result
         maps = coefficients.T @ complex_functions
-    table = coefficients.new_zeros((len(start), _DEGREE + 1, _DEGREE + 1))
-    table[:, i, j] = (coefficients / sizes[:, None]).T
-    whole = along_y.T.to(table.dtype) @ table @ along_x.to(table.dtype)
-    return (_unit(whole) * mask).to(coil_images.dtype)
+    return coefficients
+
+
+def _phase_of_squares(data: Tensor, maps: Tensor, functions: Tensor, expected: Tensor) -> Tensor:
+    """Coefficients `(N, 1)` of a complex polynomial whose phase is twice that which all images share.
+
+    Parameters: see `_fit_by_turns`. Of squares, which do not know the sign of an image.
+    """
+    images = (data * maps.conj()).sum(1) / maps.abs().square().sum(0).clamp_min(1e-30)  # (J, P)
+    squares = images.square().sum(0)
+    weight = squares.abs().sqrt()
+    weight = weight / weight.mean().clamp_min(1e-300)
+    right = functions.to(data.dtype) @ (weight * squares.sgn())
+    gram = (functions * weight) @ functions.T
+    left = weight.new_ones(())
+    coefficients = right
+    for _ in range(2):
+        coefficients = torch.linalg.solve_ex(
+            (gram + torch.diag(left / expected)).to(right.dtype), right
+        ).result
+        left = (weight * (squares.sgn() - coefficients @ functions.to(data.dtype)).abs().square()).mean()
+    return coefficients[:, None]
 
 
 def _without_the_objects_phase(data: Tensor, maps: Tensor) -> Tensor:

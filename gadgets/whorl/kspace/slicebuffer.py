@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.kspace.accumulate import fold, fold_gram
+from whorl.kspace.outliers import find_spikes
 from whorl.scan.readout import Flag, Readout
 
 #: Readouts that are compressed together.
@@ -50,13 +51,17 @@ class Interleaves:
         return self._find(trajectory, key) if number is None else number
 
     def _find(self, trajectory: NDArray[np.float32], key: bytes) -> int:
-        """Number of the trajectory that is the same but for rounding, or a new one."""
-        tolerance = _SAME * float(np.abs(trajectory).max())
-        probe = trajectory[:: max(1, len(trajectory) // 8)].ravel()
+        """Number of the trajectory that is the same but for rounding, or a new one.
+
+        Two columns are places; a third one has weights, of any size and perhaps no numbers.
+        """
+        places = trajectory[:, :2]
+        tolerance = _SAME * float(np.abs(places).max())
+        probe = places[:: max(1, len(trajectory) // 8)].ravel()
         if self._trajectories:
             near = np.abs(self._probes - probe).max(axis=1) <= tolerance
             for number in np.flatnonzero(near):
-                if np.abs(self._trajectories[number] - trajectory).max() <= tolerance:
+                if np.abs(self._trajectories[number][:, :2] - places).max() <= tolerance:
                     return int(number)
             self._probes = np.concatenate([self._probes, probe[None]])
         else:
@@ -140,7 +145,12 @@ class SliceBuffer:
         C, S = first.data.shape
         self.head: np.void = first.head.copy()
         self._staging = np.empty((block, C, S), dtype=np.complex64)
-        self._staged = 0
+        self._staged = self._judged = 0  # readouts in the block, and those of them that were looked at
+        self._clean = np.ones(block, dtype=np.bool_)
+        self._smooth: Tensor | None = None  # what the next ones are judged by
+        self._spiked: list[int] = []  # timepoints that nobody was told of
+        #: Places among the readouts that wait for a timepoint: those with spikes.
+        self.spiked_waiting: set[int] = set()
         self._whitening = whitening
         self._choose = compress
         self._device = device
@@ -215,6 +225,7 @@ class SliceBuffer:
             self._interleaf[len(self._timepoint) :] = interleaf.tolist()
             self.order = list(self._interleaf)
         self._timepoint.extend(timepoint.tolist())
+        self.spiked_waiting.clear()
         self._heads.clear()
         self._digests.clear()
 
@@ -234,7 +245,7 @@ class SliceBuffer:
         for number in range(int(part.max()) + 1):
             chosen = np.flatnonzero(part == number)
             buffer = copy.copy(self)
-            buffer._staging = np.empty_like(self._staging)
+            buffer._staging, buffer._clean = np.empty_like(self._staging), np.ones_like(self._clean)
             buffer.head = heads[chosen[0]].copy()
             buffer._rows = list(torch.split(rows[torch.from_numpy(chosen)], BLOCK))
             buffer._heads = [heads[n] for n in chosen]
@@ -242,18 +253,48 @@ class SliceBuffer:
             buffer._interleaf = [self._interleaf[n] for n in chosen]
             buffer.order = list(buffer._interleaf)
             buffer._timepoint = []
+            buffer._spiked, buffer.spiked_waiting = [], set()
             buffer.n_arrived = len(chosen)
             buffers.append(buffer)
         return buffers
+
+    def judge(self) -> list[int]:
+        """Look for spikes in all that has come.
+
+        Timepoints that came with some are returned, each once: they are missing from now on. Of readouts
+        that wait for a timepoint, `spiked_waiting` tells.
+        """
+        self._find_spikes()
+        found, self._spiked = self._spiked, []
+        return found
+
+    def _find_spikes(self) -> None:
+        """Mark those among the staged readouts that were not looked at."""
+        begin, end = self._judged, self._staged
+        if begin == end:
+            return
+        damaged, self._smooth = find_spikes(torch.from_numpy(self._staging[begin:end]), self._smooth)
+        self._judged = end
+        self._clean[begin:end] = ~damaged.numpy()
+        for n in begin + np.flatnonzero(damaged.numpy()) - end:  # from the latest one backwards
+            if self._heads:
+                self.spiked_waiting.add(len(self._heads) + int(n))
+            elif (t := self._timepoint[n]) >= 0:
+                self._timepoint[n] = -1
+                self._spiked.append(t)
 
     def _compress(self) -> None:
         """Move the staged readouts to the compressed rows."""
         if not self._staged:
             return
+        self._find_spikes()
         block = torch.from_numpy(self._staging[: self._staged]).to(self._device)
         if self._matrix is None:
-            white = block if self._whitening is None else self._whitening.to(block) @ block
-            numbers = np.array(self._interleaf[-self._staged :], dtype=np.int64)
+            # Spikes choose no coils, unless there is nothing else.
+            chosen = np.flatnonzero(self._clean[: self._staged] | ~self._clean[: self._staged].any())
+            white = block[torch.from_numpy(chosen).to(self._device)]
+            white = white if self._whitening is None else self._whitening.to(block) @ white
+            numbers = np.array(self._interleaf[-self._staged :], dtype=np.int64)[chosen]
             nowhere = np.zeros(
                 (len(white), white.shape[2], 0), dtype=np.float32
             )  # as long as it is not known
@@ -262,7 +303,7 @@ class SliceBuffer:
             )
             self._matrix = compression if self._whitening is None else compression @ self._whitening.to(block)
         self._rows.append(self._matrix @ block)
-        self._staged = 0
+        self._staged = self._judged = 0
 
     def fold(self, basis: Tensor, receiver: Tensor | None = None) -> None:
         """Fold all compressed rows into the subspace and free them.

@@ -99,11 +99,19 @@ def _alive(features: NDArray[np.float32]) -> list[int]:
     return alive[:_N_FEATURES]
 
 
-def draw_features(frames: Sequence[Frame], box: Box, path: Path) -> None:
-    """Figure 1b: joint features at five iterations, from the first to the last."""
+def draw_features(frames: Sequence[Frame], box: Box, path: Path, of: str = "the INR") -> None:
+    """Figure 1b: joint features at five iterations, from the first to the last.
+
+    Parameters
+    ----------
+    frames
+        The last one is what was sent, and is drawn only if there is no other.
+    of
+        Whose features they are, for the title.
+    """
     import matplotlib.pyplot as plt
 
-    fit = frames[:-1]
+    fit = frames[:-1] or frames
     chosen = sorted({round(n) for n in np.linspace(0, len(fit) - 1, 5)})
     channels = _alive(fit[-1].features)
     figure, axes = plt.subplots(
@@ -120,12 +128,20 @@ def draw_features(frames: Sequence[Frame], box: Box, path: Path) -> None:
             if row == 0:
                 axis.set_title(f"φ{channel + 1}", fontsize=10)
         label(axes[row, 0], fit[n].title)
-    figure.suptitle("Joint features of the INR, each on a scale of its own")
+    figure.suptitle(f"Joint features of {of}, each on a scale of its own")
     save(figure, path)
 
 
-def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> None:
-    """Figure 2: subspace images and maps during the fit."""
+def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path, of: str = "the fit") -> None:
+    """Figure 2: subspace images and maps during the fit.
+
+    Parameters
+    ----------
+    frames
+        The last one is what was sent.
+    of
+        What the iterations are of, for the headings.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.animation import PillowWriter
 
@@ -149,7 +165,7 @@ def animate(frames: Sequence[Frame], box: Box, limits: Limits, path: Path) -> No
     writer = PillowWriter(fps=_FRAMES_PER_SECOND)
     with writer.saving(figure, path, dpi=80):
         for frame in [*frames, *[last] * _PAUSE]:
-            heading.set_text("as sent" if frame is last else f"{frame.title} of the fit")
+            heading.set_text("as sent" if frame is last else f"{frame.title} of {of}")
             for k in range(n_images):
                 shown[k].set_data(frame.images[k][box])
             for image, (_, name) in zip(shown[n_images:], QUANTITIES, strict=True):

@@ -65,7 +65,7 @@ class Provenance:
     changed
         Settings other than the default.
     losses
-        Data term of each iteration of the fit.
+        Data term before each iteration of the fit, and at its end.
     """
 
     method: str
@@ -390,7 +390,7 @@ def _meta(
             "whorl_flags": " ".join(provenance.flags),
             "whorl_resolved": ascii_text("; ".join(provenance.resolved)),
             "whorl_losses": " ".join(f"{loss:.4g}" for loss in _thinned(provenance.losses)),
-            "whorl_iterations": str(len(provenance.losses)),
+            "whorl_iterations": str(max(len(provenance.losses) - 1, 0)),
             "whorl_seconds": " ".join(f"{name}={value:.3f}" for name, value in provenance.seconds.items()),
         }
     )

@@ -57,7 +57,10 @@ _CHOICES: dict[str, tuple[str, dict[str, str]]] = {
         "Off-centre shift",
         {"none": "Data are shifted already", "nominal": "Shift to the slice", "off": "Leave off-centre"},
     ),
-    "coil_maps": ("Coil maps", {"walsh": "Adaptive combination", "espirit": "ESPIRiT"}),
+    "coil_maps": (
+        "Coil maps",
+        {"polynomial": "Polynomials", "walsh": "Adaptive combination", "espirit": "ESPIRiT"},
+    ),
     "compression": (
         "Virtual coils",
         {"svd": "Strongest", "rovir": "For the field of view (ROVir)", "off": "All coils"},

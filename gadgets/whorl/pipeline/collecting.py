@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics
+from whorl.kspace.outliers import has_noise_spikes
 from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
 from whorl.pipeline.agreement import Agreement
 from whorl.pipeline.completeness import (
@@ -27,7 +28,7 @@ from whorl.pipeline.completeness import (
 )
 from whorl.pipeline.encoding import ROVIR_BLOCK, make_compression
 from whorl.pipeline.interleaving import Interleaving
-from whorl.pipeline.losses import STRAY, Losses
+from whorl.pipeline.losses import SPIKED, STRAY, Losses
 from whorl.pipeline.parts import Part, Parts
 from whorl.pipeline.protocol import Protocol, Sources, settle
 from whorl.pipeline.report import Report
@@ -99,7 +100,9 @@ class Collector:
         """Take one readout; its arrays are copied."""
         is_first = self._changes.latest is None
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
-            if is_first:  # later ones would not be used
+            if has_noise_spikes(readout.data):
+                self._tally[f"of noise {SPIKED}"] += 1
+            elif is_first:  # later ones would not be used
                 self.noise.add(readout.data, float(readout.head["sample_time_us"]))
             return
         if is_first:
@@ -164,6 +167,8 @@ class Collector:
                 self._finish(before)
         T, K = self.protocol.n_measured, self._settings.n_coefficients or 10
         if is_whole(len(part.seen), self.protocol):
+            self.parts.judge(part)
+        if is_whole(len(part.seen), self.protocol):
             self._finish(part)
         elif len(buffer.interleaves) * K < T and (basis := self._basis()) is not None:
             buffer.fold(basis, self.receiver)
@@ -177,6 +182,7 @@ class Collector:
             part = self.parts.latest_open(number)
         if self.protocol is None or part is None:
             return
+        self.parts.judge(part)
         share = self._settings.min_readouts
         if part.buffer is not None and not part.buffer.flagged:
             share = max(share, resolve.COVERAGE)

@@ -5,6 +5,7 @@ Letters: C coils, V virtual coils, I interleaves, S samples, D trajectory column
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from whorl.scan.trajectory import resolve_units, to_recon_pixels
 #: Readouts of which the virtual coils are chosen by region: enough for a full set of interleaves, whatever
 #: their order.
 ROVIR_BLOCK = 128
+#: Density weights that differ by less, relative to the largest one, are one.
+_SAME_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +51,8 @@ class Encoding:
         Transform for these samples.
     phase
         `(I, S)` radians by which the data are to be turned; ``None``: not at all.
+    note
+        What could not be made as the readouts say; empty if all could.
     """
 
     shape: tuple[int, int]
@@ -56,6 +61,7 @@ class Encoding:
     points: Tensor
     nufft: Nufft
     phase: Tensor | None = None
+    note: str = ""
 
 
 def encode(
@@ -85,7 +91,7 @@ def encode(
     Raises
     ------
     ScanError
-        If its unit is not clear or its weights cannot be used.
+        If it has other columns, or its unit is not clear.
     """
     columns = trajectory.shape[-1]
     if columns not in (2, 3):
@@ -96,15 +102,15 @@ def encode(
     played, phase = _played(nominal, head, header, settings, girf, log)
     points = torch.from_numpy(played).to(device)
     shape = (header.recon.matrix[1], header.recon.matrix[0])
-    # A column that is constant weighs nothing (it may be a kz).
-    attached = columns == 3 and settings.density == "attached" and float(np.ptp(trajectory[..., 2])) > 0
-    try:
-        if attached:
+    dcf, note = None, ""
+    if columns == 3 and settings.density == "attached" and not _is_constant(trajectory[..., 2]):
+        try:
             dcf = attached_density(torch.from_numpy(trajectory[..., 2].copy()).to(device), points)
-        else:
-            dcf = density_compensation(points, shape)
-    except ValueError as error:
-        raise ScanError(str(error)) from error
+        except ValueError as error:
+            note = f"{error}. Computed weights were used"
+    attached = dcf is not None
+    if dcf is None:
+        dcf = density_compensation(points, shape)
     # What the reconstructed matrix cannot resolve would fold back.
     dcf = dcf * (points.abs() <= 0.5).all(-1)
     radius = torch.linalg.vector_norm(points, dim=-1)
@@ -113,7 +119,13 @@ def encode(
     points = points.clamp(-0.5, 0.5).reshape(-1, 2)
     nufft = make_nufft(points, shape, backend=settings.nufft)
     turn = None if phase is None else torch.from_numpy(phase.astype(np.float32)).to(device)
-    return Encoding(shape, dcf, radius <= 0.1 * radius.max(), points, nufft, turn)
+    return Encoding(shape, dcf, radius <= 0.1 * radius.max(), points, nufft, turn, note)
+
+
+def _is_constant(column: NDArray[np.float32]) -> bool:
+    """Whether a column weighs nothing: it is a kz, but for rounding."""
+    low, high = float(column.min()), float(column.max())
+    return math.isfinite(low + high) and high - low <= _SAME_WEIGHT * max(abs(low), abs(high))
 
 
 class Encoder:

@@ -40,6 +40,8 @@ def chosen_iterations(n_frames: int, n_iterations: int) -> set[int]:
 def record_fit(inside: Inside, n_frames: int = 0) -> list[Frame]:
     """Repeat the fit of a slice; frames at some iterations, and at last the images that were sent.
 
+    A fit without iterations has the last one alone.
+
     Parameters
     ----------
     n_frames
@@ -53,7 +55,7 @@ def record_fit(inside: Inside, n_frames: int = 0) -> list[Frame]:
         shown = (images.abs() * inside.mask).float().cpu().numpy()
         return Frame(title, features.float().cpu().numpy(), shown, inside.to_maps(images))
 
-    wanted = chosen_iterations(max(n_frames - 1, 0), len(inside.losses))
+    wanted = chosen_iterations(max(n_frames - 1, 0), len(inside.losses) - 1)
 
     def watch(iteration: int, current: Callable[[], Any]) -> None:
         if iteration in wanted:

@@ -17,7 +17,7 @@ from whorl.kspace.slicebuffer import SliceBuffer
 from whorl.pipeline.agreement import Agreement
 from whorl.pipeline.completeness import has_enough, is_whole
 from whorl.pipeline.interleaving import Interleaving
-from whorl.pipeline.losses import AGAIN, BEHIND, LATE, OTHER, OUT, TWICE
+from whorl.pipeline.losses import AGAIN, BEHIND, LATE, OTHER, OUT, SPIKED, TWICE
 from whorl.pipeline.protocol import Protocol
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally
@@ -131,7 +131,16 @@ class Parts:
     def has_enough(self, part: Part) -> bool:
         """Whether a part that is over is of use."""
         assert self._protocol is not None
+        self.judge(part)
         return has_enough(len(part.seen), part.n_arrived, self._protocol, self._settings.min_readouts)
+
+    def judge(self, part: Part) -> None:
+        """Readouts with spikes are missing."""
+        if part.buffer is None:
+            return
+        for t in part.buffer.judge():
+            del part.seen[t]
+            self._tally.lose(SPIKED, part.slice_number)
 
     # --- One readout ---------------------------------------------------------------------------
 
@@ -251,6 +260,7 @@ class Parts:
         self, protocol: Protocol, number: int, buffer: SliceBuffer
     ) -> tuple[list[Part], NDArray[np.int64], NDArray[np.int64]]:
         """Parts, and for each readout the place of its own among them and its timepoint, both `(R,)`."""
+        buffer.judge()
         heads, digests = buffer.heads, buffer.waiting_digests
         parts: list[Part] = []
         part_of, timepoint = np.zeros(len(heads), dtype=np.int64), np.full(len(heads), -1, dtype=np.int64)
@@ -266,14 +276,17 @@ class Parts:
         for r, (t, its_digest) in enumerate(zip(t_of.tolist(), digests, strict=True)):
             tag = protocol.tag(heads[r])
             mine = [part for part in parts if part.tag == tag]
-            inside = 0 <= t < protocol.train.n_timepoints
+            spiked = r in buffer.spiked_waiting
+            inside = 0 <= t < protocol.train.n_timepoints and not spiked
             twice = inside and any(p.seen.get(t) == its_digest for p in mine)
             part = next((p for p in mine if not inside or twice or t not in p.seen), None)
             if part is None:
                 part = Part(number, tag)
                 parts.append(part)
             part_of[r] = parts.index(part)
-            if not inside:
+            if spiked:
+                self._tally.lose(SPIKED, number)
+            elif not inside:
                 self._lose_outside(protocol, t, number)
             elif twice and not by_arrival:
                 self._tally.lose(TWICE, number)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -275,7 +275,7 @@ class _Scan:
             self._remark(one, result)
             provenance = replace(
                 self._provenance(result.method, result.status, result.notes, result.seconds),
-                flags=tuple(self._flags(one, result)),
+                flags=self._flags(one, result),
                 losses=result.inside.losses if result.inside is not None else (),
             )
             if self._observe is not None:
@@ -338,6 +338,8 @@ class _Scan:
             on_lowrank=on_lowrank if settings.preview else None,
             progress=progress,
         )
+        if one.encoding.note:
+            result.remark("degraded", one.encoding.note)
         if self._b1_map and field is None:
             result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
         result.seconds = {**one.seconds, **result.seconds, "slice": time.monotonic() - one.begun}
@@ -359,14 +361,15 @@ class _Scan:
         if assumed := orientation(one.head)[2]:
             result.remark("degraded", assumed)
 
-    def _flags(self, one: _Folded, result: SliceResult) -> Iterator[str]:
+    def _flags(self, one: _Folded, result: SliceResult) -> tuple[str, ...]:
         assert self._protocol is not None
-        if result.method != self._settings.method or result.status == "fallback":
-            yield "fallback"
-        if (n_lost := self._protocol.n_measured - len(one.part.seen)) > 0:
-            yield f"readouts_lost={n_lost}"
-        if self._is_uneven(one.kspace, one.encoding, one.dictionary):
-            yield "uneven_order"
+        n_lost = self._protocol.n_measured - len(one.part.seen)
+        flags = {
+            "fallback": result.method != self._settings.method or result.status == "fallback",
+            f"readouts_lost={n_lost}": n_lost > 0,
+            "uneven_order": self._is_uneven(one.kspace, one.encoding, one.dictionary),
+        }
+        return tuple(flag for flag, is_so in flags.items() if is_so)
 
     def _send_all(self, images: list[ismrmrd.Image]) -> None:
         for image in images:

@@ -199,7 +199,7 @@ def reconstruct_slice(
     """
     # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
     scale = magnitude(kspace.bins)
-    if not math.isfinite(scale):
+    if not (math.isfinite(scale) and bool(torch.isfinite(kspace.bins).all())):
         raise ScanError("the folded data are not finite: expected numbers of at most 1e38")
     given = Given(
         encoding, dictionary, settings, b1, None if maps is None else partial(maps, kspace.matrix)
@@ -288,11 +288,12 @@ def prepare(kspace: SubspaceKspace, given: Given) -> Slice:
         csm = given.maps(clean)
     mask = object_mask(combine(clean, csm), leading)
     around = widen(mask, _MARGIN)
-    rows, columns = box_around(around) if bool(mask.any()) else (slice(0, 1), slice(0, 1))
+    found = bool(mask.any())
+    rows, columns = box_around(around) if found else (slice(0, 1), slice(0, 1))
     coil_images, clean, csm, around = (
         whole[..., rows, columns] for whole in (coil_images, clean, csm, around)
     )  # fmt: skip
-    if given.maps is None and way == "polynomial":
+    if found and given.maps is None and way == "polynomial":
         csm = polynomial_maps(clean, around, csm)
     data = SliceData(
         coil_images,

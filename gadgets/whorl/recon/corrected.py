@@ -22,8 +22,8 @@ from whorl.recon.normal import Kernel, Normal
 from whorl.recon.slicedata import Progress, SliceData
 
 #: Width within which the object's phase is taken to be smooth, relative to the field of view (of 256 pixels
-#: 3), and the least in pixels.
-_PHASE_SIGMA, _LEAST_SIGMA = 3 / 256, 0.7
+#: 4.5), and the least in pixels.
+_PHASE_SIGMA, _LEAST_SIGMA = 4.5 / 256, 0.7
 #: Width in pixels of the neighbourhood in which the phase is judged.
 _LOCAL_SIGMA = 1.0
 
@@ -45,10 +45,17 @@ def joint_phase(images: Tensor, energies: Tensor, sigma: float) -> Tensor:
         Width in pixels within which the phase is taken to be smooth.
     """
     squares = (energies.reshape(-1, 1, 1) * images * images).sum(0)
-    squares = smooth((squares * squares.abs().clamp_min(1e-30).rsqrt())[None], sigma)[0]
-    phase = torch.polar(torch.ones_like(squares.real), squares.angle() / 2)
+    doubled = _smooth_phase(squares, torch.ones_like(squares), sigma)
+    phase = torch.polar(torch.ones_like(squares.real), doubled.angle() / 2)
     first = smooth(images[:1], sigma)[0]
     return torch.where((phase.conj() * first).real < 0, -phase, phase)
+
+
+def _smooth_phase(images: Tensor, phase: Tensor, sigma: float) -> Tensor:
+    """Phase factor `(H, W)` of complex values `(H, W)`, which count by the root of their magnitude: `phase`,
+    and what the values have beyond it, smoothed."""
+    left = smooth((phase.conj() * images * images.abs().clamp_min(1e-30).rsqrt())[None], sigma)[0]
+    return phase * torch.polar(torch.ones_like(left.real), left.angle())
 
 
 def phase_sigma(data: SliceData) -> float:
@@ -182,9 +189,7 @@ def refine(start: Start) -> Start:
     phase = start.phase
     if not start.z.is_complex():
         together = (start.z * combine(corrected, csm)).sum(0)
-        weighted = together * together.abs().clamp_min(1e-30).rsqrt()
-        together = smooth(weighted[None], phase_sigma(data))[0]
-        phase = torch.polar(torch.ones_like(together.real), together.angle())
+        phase = _smooth_phase(together, phase, phase_sigma(data))
     return replace(start, data=replace(data, csm=csm), phase=phase)
 
 

@@ -32,8 +32,8 @@ _ALL = slice(None)
 #: with edges (one seed each); 0.03 was the largest that was tried for `fourier`.
 _LEARNING_RATES = {"grid": 0.03, "hash": 0.03, "fourier": 0.03, "siren": 0.001}
 
-#: Learning rate with a guide, where iterations are asked for. By default there are none: five gain texture 0.04
-#: points of T1 and cost where there is more noise or an uneven order (docs/validation.md).
+#: Learning rate with a guide, where iterations are asked for. By default there are none: five gain texture
+#: 0.04 points of T1 and cost where there is more noise or an uneven order (docs/validation.md).
 _GUIDED_RATE = 0.003
 
 
@@ -201,7 +201,7 @@ def fit_inr(
     Raises
     ------
     FloatingPointError
-        If the fit diverges.
+        If the images or the guide are not finite, or the fit diverges.
     ValueError
         If the mask is empty, or there is no such encoder.
 
@@ -215,6 +215,8 @@ def fit_inr(
     if not len(places[-1]):
         raise ValueError("the mask is empty: there is nothing to fit")
     guided = guide is not None
+    if guide is not None and not bool(torch.isfinite(guide).all()):
+        raise FloatingPointError("the guide of the INR is not finite")
     if iterations < 0:
         iterations = 300 if fit == "adam" else (0 if guided else 100)
     hidden = hidden or (16 if guided else 64)

@@ -196,7 +196,7 @@ def fit_curve(slices: Sequence[SliceFacts]) -> bytes:
     figure, axis = plt.subplots(figsize=(6.4, 3.1), layout="constrained")
     for one in slices:
         if one.losses:
-            step = -(-one.n_iterations // len(one.losses))
+            step = -(-(one.n_iterations + 1) // len(one.losses))
             iterations = one.n_iterations - step * np.arange(len(one.losses))[::-1]
             axis.plot(iterations, one.losses, linewidth=1, label=f"slice {one.number}")
     axis.set(xlabel="iteration", ylabel="data term")
@@ -217,7 +217,7 @@ def animation(frames: Sequence[Frame], box: Box, limits: Limits) -> bytes:
 
 
 def features(frames: Sequence[Frame], box: Box) -> bytes:
-    """Joint features over the iterations."""
+    """Joint features over the iterations; of a fit without any, those that it had."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.png"
         draw_features(frames, box, path)

@@ -76,7 +76,7 @@ def page(content: Content, source: str) -> str:
         if role in content.lowrank
     ]
     found = bool((content.maps["T1"].values > 0).any())
-    losses = any(one.losses for one in content.slices)
+    fitted = any(one.n_iterations for one in content.slices)
     tables = [
         (one, _embedded(figures.agreement_plot(one.agreements)) if one.agreements else "")
         for one in content.regions
@@ -92,9 +92,11 @@ def page(content: Content, source: str) -> str:
         lowrank=lowrank,
         histograms=_embedded(figures.histograms(content.maps)) if found else "",
         tables=tables,
-        fit=_embedded(figures.fit_curve(content.slices)) if losses else "",
-        animation=_embedded(figures.animation(content.frames, box, tops), "gif") if content.frames else "",
-        features=_embedded(figures.features(content.frames, box)) if len(content.frames) > 1 else "",
+        fit=_embedded(figures.fit_curve(content.slices)) if fitted else "",
+        animation=_embedded(figures.animation(content.frames, box, tops), "gif")
+        if len(content.frames) > 1
+        else "",
+        features=_embedded(figures.features(content.frames, box)) if content.frames else "",
         stages=stages,
         statuses=Counter(one.status or "unknown" for one in content.slices),
         methods=Counter(one.method or "unknown" for one in content.slices),

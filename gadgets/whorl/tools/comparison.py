@@ -187,7 +187,7 @@ def search_lambda(source: Source, truth: Truth | None, z: int) -> Search:
         chosen = {"method": "llr", "llr_lambda": lam}
         _, _, results = reconstruct(source, chosen, shown=z, only_slice=z)
         result = results.get(z)
-        if result is None or result.inside is None or result.method != "llr":
+        if result is None or result.method != "llr":
             return math.inf
         search.seconds += result.seconds["slice"]
         return map_error(result.maps, truth, z)
@@ -293,9 +293,9 @@ def compare(scan: Path, properties: Mapping[str, object], say: Say) -> Compariso
     add(first, "llr", "LLR", method="llr", llr_lambda=search.chosen)
     add(first, "inr_seed", "INR as published", method="inr", preset="seed")
     add(first, "inr", "INR", method="inr")
-    say("the fit of the INR once more, for its pictures")
-    inside = runs["inr"].results[shown].inside if shown in runs["inr"].results else None
-    frames = record_fit(inside) if inside else []
+    say("the fit of the INR as published once more, for its pictures")
+    fitted = runs["inr_seed"].results.get(shown)
+    frames = record_fit(fitted.inside) if fitted and fitted.inside else []
 
     reference = runs.get("lowrank_all", runs["lowrank"])
     maps = {quantity: getattr(truth, name) for quantity, name in QUANTITIES} if truth else reference.maps

@@ -36,8 +36,9 @@ def draw_all(comparison: Comparison, folder: Path) -> list[str]:
     mpl.use("Agg")
     drawn = []
     if comparison.frames:
-        draw_features(comparison.frames, _box(comparison), folder / "figure1b.png")
-        animate(comparison.frames, _box(comparison), _limits(comparison), folder / "figure2.gif")
+        box, of = _box(comparison), "the INR as published"
+        draw_features(comparison.frames, box, folder / "figure1b.png", of)
+        animate(comparison.frames, box, _limits(comparison), folder / "figure2.gif", of)
         drawn = ["figure1b.png", "figure2.gif"]
     draw_agreement(comparison, folder / "figure3.png")
     draw_one_slice(comparison, folder / "figure4.png")

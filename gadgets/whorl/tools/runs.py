@@ -62,7 +62,7 @@ class Search:
     Parameters
     ----------
     criterion
-        What the errors are, or why there was no search.
+        What the errors are, or why there are none.
     errors
         By weight, ascending; infinite where the method fell back.
     chosen
@@ -94,7 +94,8 @@ class Comparison:
     summaries
         Figures by run and name.
     frames
-        Of the fit of the INR on slice `shown`; empty if it fell back.
+        Of the fit of the INR as published on slice `shown`, while it develops: by default the INR begins
+        where that ends. Empty if it fell back.
     """
 
     runs: dict[str, Run]
