@@ -30,6 +30,7 @@ from whorl.recon.corrected import (
     imaginary_around,
     imaginary_share,
     joint_phase,
+    phase_sigma,
     refine,
 )
 from whorl.recon.mask import widen
@@ -164,7 +165,7 @@ def test_conjugate_gradients_stop_where_nothing_is_left(dtype: torch.dtype) -> N
 def test_joint_phase_follows_the_object_whatever_the_signs() -> None:
     z, mask = real_coefficients()
     phase = phase_factor()
-    found = joint_phase(z * phase, ENERGIES)
+    found = joint_phase(z * phase, ENERGIES, 3.0)
     torch.testing.assert_close(found.abs(), torch.ones(SHAPE), rtol=0, atol=1e-6)
     inner = mask & ((z[0].abs() > 0.7) & (ramps()[0].abs() < 0.6))
     # At the edge the smoothing sees one side only: 3 pixels of 0.02 rad.
@@ -175,7 +176,33 @@ def test_joint_phase_ignores_the_sign_of_the_weak_images() -> None:
     z, _ = real_coefficients()
     phase = phase_factor()
     flipped = z * torch.tensor([1.0, -1.0, -1.0]).reshape(3, 1, 1)
-    torch.testing.assert_close(joint_phase(flipped * phase, ENERGIES), joint_phase(z * phase, ENERGIES))
+    torch.testing.assert_close(
+        joint_phase(flipped * phase, ENERGIES, 3.0), joint_phase(z * phase, ENERGIES, 3.0)
+    )
+
+
+def test_bright_tissue_does_not_impose_its_phase_on_dark_one() -> None:
+    x = torch.arange(40)
+    bright = (x < 20).expand(30, 40)
+    image = torch.polar(torch.where(bright, 10.0, 1.0), torch.where(bright, 0.5, 0.0))[None]
+    angle = joint_phase(image, torch.ones(1), 2.0).angle()
+    # Two widths into the dark a fortieth of the weight lies on the other side, times ten.
+    assert float(angle[:, 24:].abs().max()) < 0.15
+    assert float((angle[:, :18] - 0.5).abs().max()) < 0.05
+
+
+def test_the_phase_is_smooth_over_a_share_of_the_field_of_view(sequential: Measured) -> None:
+    data = sequential.slice_data("true")
+
+    def width(shape: tuple[int, int], share: float) -> float:
+        return phase_sigma(replace(data, mask=torch.ones(shape, dtype=torch.bool), share=share))
+
+    assert width((256, 200), 1.0) == pytest.approx(3)
+    # Of the same field of view in a box, and in finer pixels.
+    assert width((128, 120), 0.5) == width((100, 128), 0.5) == pytest.approx(3)
+    assert width((512, 400), 1.0) == pytest.approx(6)
+    # A pixel's own phase is noisy in any matrix.
+    assert width((40, 40), 1.0) == width((30, 30), 1.0) > 0.5
 
 
 def test_imaginary_share() -> None:
@@ -215,11 +242,11 @@ def test_a_sequential_order_leaves_no_trace(sequential: Measured, kernel: Kernel
     before = sequential.error(data.x0, data.csm)
     starts = {steps: corrected_start(data, kernel, steps=steps) for steps in (0, 2, 4, 8)}
     assert before > 0.3
-    # Measured: 0.41 of x0, 0.028, 0.012, 0.0080 and 0.0064.
+    # Measured: 0.41 of x0, 0.028, 0.011, 0.0069 and 0.0049.
     assert error_of(starts[0], sequential) < before / 8
     assert error_of(starts[2], sequential) < before / 25
     assert error_of(starts[4], sequential) < before / 40
-    assert error_of(starts[8], sequential) < before / 50
+    assert error_of(starts[8], sequential) < before / 60
     for start in starts.values():
         assert start.z.shape == sequential.truth.shape
         assert not start.z.is_complex()
@@ -241,9 +268,9 @@ def test_coefficients_that_were_not_calibrated_are_found(sequential: Measured, k
     begun = begin(data, kernel, real=True)
     assert float(begun.z[2].abs().max()) == 0
     assert float(begun.z[:2].abs().max()) > 0
-    # The third image has a tenth of the energy of all. Measured: 0.105 without steps, 0.0084 after 4.
+    # The third image has a tenth of the energy of all. Measured: 0.105 without steps, 0.0073 after 4.
     assert error_of(begun, sequential) > 0.08
-    assert error_of(corrected_start(data, kernel, steps=4), sequential) < 0.012
+    assert error_of(corrected_start(data, kernel, steps=4), sequential) < 0.01
 
 
 def test_the_preconditioner_saves_steps(sequential: Measured, kernel: Kernel) -> None:
@@ -264,15 +291,16 @@ def test_the_preconditioner_saves_steps(sequential: Measured, kernel: Kernel) ->
         assert error_energy(steps, True) < 0.75 * error_energy(steps, False)
 
 
-@pytest.mark.parametrize("order", ["sequential", "mixed"])
-def test_with_fixed_maps_only_the_phase_is_refined(order: str) -> None:
+@pytest.mark.parametrize(("order", "least"), [("sequential", 0.004), ("mixed", 0.01)])
+def test_with_fixed_maps_only_the_phase_is_refined(order: str, least: float) -> None:
     measured = measure(order=order)
     data = measured.slice_data("true")
     assert data.fixed_maps
     start = corrected_start(data, measured.kernel(), steps=12, refined_after=4)
     assert torch.equal(start.data.csm, measured.csm)
-    # Measured: 0.0107 and 0.0112; what is left is the phase, which is smoothed across the edge.
-    assert error_of(start, measured) < 0.015
+    assert not torch.equal(start.phase, begin(data, start.kernel, real=True).phase)
+    # Measured: 0.0024 and 0.0072.
+    assert error_of(start, measured) < least
 
 
 def test_with_what_is_true_known_only_steps_are_missing(sequential: Measured, kernel: Kernel) -> None:
@@ -332,6 +360,9 @@ def test_the_refinement_mends_the_coil_maps(sequential: Measured, kernel: Kernel
     assert map_distance(refined.data.csm, sequential.csm, sequential.mask) < before / 3
     assert torch.equal(refined.z, start.z)
     assert torch.equal(start.data.csm, rough.csm)  # the old start keeps its own
+    # And with them the images: from 0.7 to 0.3 %.
+    as_they_were, mended = advance(start, 4), advance(refined, 4)
+    assert error_of(mended, sequential) < error_of(as_they_were, sequential) / 1.5
 
 
 def test_the_refinement_mends_the_phase() -> None:

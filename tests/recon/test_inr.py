@@ -241,7 +241,7 @@ def test_every_parameter_is_used_with_a_guide(name: str, value: Any) -> None:
 
 def test_what_is_left_to_it_with_a_guide_is_what_is_written() -> None:
     x0, mask = object_()
-    told = {"levels": 4, "hidden": 16, "finest_resolution": SHAPE[0], "learning_rate": 0.005}
+    told = {"levels": 4, "hidden": 16, "finest_resolution": SHAPE[0], "learning_rate": 0.003}
     plain = guided(x0, mask, iterations=3).coefficients
     assert torch.equal(guided(x0, mask, iterations=3, **told).coefficients, plain)
 
@@ -393,8 +393,8 @@ def test_values_that_are_no_numbers_are_refused(fit: str, value: float) -> None:
     x0, mask = object_()
     x0[1, 24, 15] = value
     for one in (fit_inr, guided):
-        with pytest.raises(FloatingPointError, match="fitted to are not finite"):
-            one(x0, mask, fit=fit)
+        with pytest.raises(FloatingPointError, match="not finite"):
+            one(x0, mask, fit=fit, iterations=2)
     # Outside they do not count.
     x0, mask = object_()
     x0[1, 0, 0] = value

@@ -41,11 +41,9 @@ def estimate(data: SliceData) -> Estimate:
 
 
 @pytest.fixture(scope="module")
-def scattered() -> SliceData:
-    """The same object with a phase that no neighbours share; coil maps as they are: it leaves none to "
-    "find."""
-    angle = 2 * math.pi * torch.rand(SHAPE, generator=torch.Generator().manual_seed(2))
-    return measure(order="sequential", phase=torch.polar(torch.ones(SHAPE), angle)).slice_data("true")
+def two_phases() -> Measured:
+    """An object whose second image is strong and has a phase of its own."""
+    return measure(order="sequential", phase=phase_factor() * torch.tensor([1, 3j, 1]).reshape(3, 1, 1))
 
 
 def error_of(estimate: Estimate, measured: Measured) -> float:
@@ -149,16 +147,16 @@ def test_the_fit_can_be_watched_again(data: SliceData) -> None:
 # --- Where its model does not hold ------------------------------------------------------------------------
 
 
-def test_without_a_common_phase_the_coefficients_are_complex(scattered: SliceData) -> None:
-    found = inr(scattered, correction_steps=2, fit={})
+def test_without_a_common_phase_the_coefficients_are_complex(two_phases: Measured) -> None:
+    found = inr(two_phases.slice_data(), fit={})
     ((status, why),) = found.remarks
     assert status == "fallback"
     assert "no common phase (" in why
     assert why.endswith("complex coefficients")
     assert found.coefficients.is_complex()
     assert found.phase is None
-    assert bool(torch.isfinite(torch.view_as_real(found.coefficients)).all())
-    assert float(found.coefficients.imag.norm()) > 0.1 * float(found.coefficients.norm())
+    # Measured: 0.011.
+    assert error_of(found, two_phases) < 0.02
 
 
 def test_of_a_complex_basis_the_coefficients_are_complex(measured: Measured, data: SliceData) -> None:
@@ -186,10 +184,10 @@ def test_of_a_complex_basis_the_coefficients_are_complex(measured: Measured, dat
 def test_what_is_not_finite_is_said_or_raised(data: SliceData, value: float) -> None:
     coil_images, calibrated = data.coil_images.clone(), data.calibrated.clone()
     calibrated[0, 20, 17] = value
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="to start from are not finite"):
         inr(replace(data, calibrated=calibrated), fit={})
     coil_images[0, 0, 20, 17] = value
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="to start from are not finite"):
         inr(replace(data, coil_images=coil_images), fit={})
 
 

@@ -31,7 +31,7 @@ _TOPS = {"T1": 3000.0, "T2": 300.0}
 
 
 def prepare(threads: int, gpus: tuple[str, ...], worker: str) -> None:
-    """Settle which cores and which GPU this process uses, before PyTorch looks at them.
+    """Settle which cores and which GPU this process uses, before it loads PyTorch.
 
     Parameters
     ----------
@@ -46,9 +46,8 @@ def prepare(threads: int, gpus: tuple[str, ...], worker: str) -> None:
         number = int("".join(filter(str.isdigit, worker)) or 0)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+        # PyTorch's own function would tell MKL as well, which then heeds no limit (`whorl.runtime.cores`).
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def work(job: Job, properties: Mapping[str, object], recorded: bool) -> dict[str, Any]:

@@ -22,10 +22,11 @@ _LOW = 0.25
 _SMALLEST = 24
 #: Neighbourhood of Walsh's covariance in pixels of the full matrix, and of the smoothing by a body coil.
 _SIGMA = 4.0
-#: Polynomial maps: highest degree, steps of the alternating fit, and the spacing of the pixels that it looks
-#: at. What a degree is expected to hold, relative to the one below: inside the object a sensitivity obeys
-#: Laplace's equation, whose solutions from sources outside fall with each degree by the ratio of the radii.
-_DEGREE, _FITS, _SPACING, _FALL = 12, 4, 2, 0.2
+#: Polynomial maps: highest degree, steps of the alternating fit, and the number of pixels above which it
+#: looks at every other line and column only. What a degree is expected to hold, relative to the one below:
+#: inside the object a sensitivity obeys Laplace's equation, whose solutions from sources outside fall with
+#: each degree by the ratio of the radii.
+_DEGREE, _FITS, _ENOUGH, _FALL = 12, 4, 8000, 0.2
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
 #: power iterations.
 _CALIBRATION, _KERNEL, _THRESHOLD, _ITERATIONS = 20, 5, 0.02, 12
@@ -156,10 +157,9 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     )
     places = torch.arange(_DEGREE + 1, device=mask.device)
     i, j = torch.nonzero(places[:, None] + places <= _DEGREE).T
-    looked_at = torch.zeros_like(mask)
-    looked_at[::_SPACING, ::_SPACING] = mask[::_SPACING, ::_SPACING]
-    looked_at = looked_at if bool(looked_at.any()) else mask
-    y, x = torch.nonzero(looked_at).T
+    step = 2 if int(mask.sum()) > _ENOUGH else 1
+    looked_at = mask[::step, ::step]
+    y, x = torch.nonzero(looked_at).T * step
     functions = along_y[i][:, y] * along_x[j][:, x]  # (N, P)
     sizes = functions.square().mean(1).sqrt().clamp_min(1e-30)
     functions = functions / sizes[:, None]
@@ -167,12 +167,15 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     data, maps = coil_images[:, :, y, x].to(torch.complex128), start[:, y, x].to(torch.complex128)
     maps = maps * _without_the_objects_phase(data, maps).conj()
     coefficients = _fit_by_turns(data, maps, functions, expected)
-    doubled = _phase_of_squares(data, coefficients.T @ functions.to(data.dtype), functions, expected)
+    sampled = coefficients.T @ functions.to(data.dtype)
+    images = (data * sampled.conj()).sum(1) / sampled.abs().square().sum(0).clamp_min(1e-30)
+    numbers = torch.where(looked_at, looked_at.flatten().cumsum(0).reshape(looked_at.shape) - 1, -1)
+    phase, constant = _shared_phase(images, numbers, functions, expected)
     table = coefficients.new_zeros((len(start) + 1, _DEGREE + 1, _DEGREE + 1))
-    table[:, i, j] = (torch.cat([coefficients, doubled], 1) / sizes[:, None]).T
+    table[:, i, j] = (torch.cat([coefficients, phase[:, None].to(table.dtype)], 1) / sizes[:, None]).T
     whole = along_y.T.to(table.dtype) @ table @ along_x.to(table.dtype)
-    phase = torch.polar(torch.ones_like(whole[-1].real), whole[-1].angle() / 2)
-    return (_unit(whole[:-1]) * phase * mask).to(coil_images.dtype)
+    turn = torch.polar(torch.ones_like(whole[-1].real), whole[-1].real + constant)
+    return (_unit(whole[:-1]) * turn * mask).to(coil_images.dtype)
 
 
 def _fit_by_turns(data: Tensor, maps: Tensor, functions: Tensor, expected: Tensor) -> Tensor:
@@ -206,25 +209,42 @@ def _fit_by_turns(data: Tensor, maps: Tensor, functions: Tensor, expected: Tenso
     return coefficients
 
 
-def _phase_of_squares(data: Tensor, maps: Tensor, functions: Tensor, expected: Tensor) -> Tensor:
-    """Coefficients `(N, 1)` of a complex polynomial whose phase is twice that which all images share.
+def _shared_phase(
+    images: Tensor, numbers: Tensor, functions: Tensor, expected: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Polynomial of the phase that images `(J, P)` share: real coefficients `(N,)`, and a constant.
 
-    Parameters: see `_fit_by_turns`. Of squares, which do not know the sign of an image.
+    Half the phase of the sum of their squares, which do not know the sign of an image. By the differences
+    between neighbours, which are small where the phase itself has turned more than once.
+
+    Parameters
+    ----------
+    numbers
+        Raster `(Y', X')` of the places; -1 where there is none.
+    functions, expected
+        As for `_fit_by_turns`.
     """
-    images = (data * maps.conj()).sum(1) / maps.abs().square().sum(0).clamp_min(1e-30)  # (J, P)
     squares = images.square().sum(0)
-    weight = squares.abs().sqrt()
+    sides = [
+        torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]),
+        torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]),
+    ]
+    pairs = torch.cat(sides, 1)
+    one, other = pairs[:, (pairs >= 0).all(0)]
+    product = squares[other] * squares[one].conj()
+    weight = product.abs().sqrt().sqrt()
     weight = weight / weight.mean().clamp_min(1e-300)
-    right = functions.to(data.dtype) @ (weight * squares.sgn())
-    gram = (functions * weight) @ functions.T
-    left = weight.new_ones(())
-    coefficients = right
+    differences = functions[:, other] - functions[:, one]  # (N, pairs)
+    gram, right = (differences * weight) @ differences.T, differences @ (weight * product.angle())
+    left, found = weight.new_ones(()), right
     for _ in range(2):
-        coefficients = torch.linalg.solve_ex(
-            (gram + torch.diag(left / expected)).to(right.dtype), right
-        ).result
-        left = (weight * (squares.sgn() - coefficients @ functions.to(data.dtype)).abs().square()).mean()
-    return coefficients[:, None]
+        found = torch.linalg.solve_ex(gram + torch.diag(left / expected), right).result
+        left = (
+            (weight * (product.angle() - found @ differences).square()).mean().nan_to_num(1.0).clamp_min(1e-9)
+        )
+    phase = found @ functions
+    flat = squares * torch.polar(squares.abs().clamp_min(1e-300).rsqrt(), -phase)
+    return found / 2, flat.sum().angle() / 2
 
 
 def _without_the_objects_phase(data: Tensor, maps: Tensor) -> Tensor:

@@ -223,8 +223,6 @@ def fit_inr(
     rate = learning_rate or (_GUIDED_RATE if guided else _LEARNING_RATES[encoder])
 
     x0 = torch.where(mask, coefficients, 0)
-    if not bool(torch.isfinite(x0).all()):
-        raise FloatingPointError("the images that the INR is fitted to are not finite")
     scale = (0.5 * x0[0].abs().max()).clamp_min(1e-30)
     # J rows: K if the images are real, else real and imaginary parts one after the other.
     target = _real(x0) / scale  # (J, Y, X)
@@ -273,7 +271,10 @@ def fit_inr(
         """φ `(F, P)` of the pixels in one half of the lines, or in all."""
         values: Tensor = _Taken.apply(encode((*_HALVES, _ALL)[part]), places[part])  # type: ignore[no-untyped-call]
         joint: Tensor = mlp(values)
-        return torch.cat([joint, values.reshape(-1, features, values.shape[1]).sum(0)]) if guided else joint
+        if not guided:
+            return joint
+        levels = values.reshape(len(values) // features, features, values.shape[1])
+        return torch.cat([joint, levels.sum(0)])
 
     def best_head(phi: Tensor, part: int) -> Tensor:
         return solve_head(torch.cat([phi, ones[part]]), wanted[part], ridge) if fit == "varpro" else head

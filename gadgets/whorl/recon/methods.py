@@ -111,7 +111,14 @@ def inr(
         ``kspace``: the head is fitted to the data at last, if the order is uneven; ``image``: never.
     fit
         Other parameters of `whorl.recon.inr.fit_inr`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the images are not finite, those to start from or those of the fit.
     """
+    if not bool(torch.isfinite(data.x0).all() & torch.isfinite(data.calibrated).all()):
+        raise FloatingPointError("the images to start from are not finite")
     if start == "adjoint":
         return _fitted(data.x0, data, guided=guided, fit=fit, progress=progress)[1]
     why = _no_common_phase(

@@ -4,6 +4,9 @@ Within a piece PyTorch uses one thread. Small operations that are each shared by
 for each other thousands of times, and for long as soon as anything else runs on the machine: an
 eigendecomposition of 20 ms was seen to take 7 s. And what one thread adds up does not depend on how many
 there are: pieces that do not depend on the number of cores give the same bits on any number of them.
+
+How many cores there are is told by ``OMP_NUM_THREADS``, not by ``torch.set_num_threads``: that would give MKL
+a number of its own, which these limits do not reach.
 """
 
 from __future__ import annotations
