@@ -27,6 +27,8 @@ _SIGMA = 4.0
 #: inside the object a sensitivity obeys Laplace's equation, whose solutions from sources outside fall with
 #: each degree by the ratio of the radii.
 _DEGREE, _FITS, _ENOUGH, _FALL = 12, 4, 8000, 0.2
+#: Mean square of what a smooth phase may leave of the differences between neighbours, rad²; more is no phase.
+_SMOOTH_RAD2 = 0.5
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
 #: power iterations.
 _CALIBRATION, _KERNEL, _THRESHOLD, _ITERATIONS = 20, 5, 0.02, 12
@@ -242,6 +244,7 @@ def _shared_phase(
         left = (
             (weight * (product.angle() - found @ differences).square()).mean().nan_to_num(1.0).clamp_min(1e-9)
         )
+    found = found.where(left < _SMOOTH_RAD2, 0)
     phase = found @ functions
     flat = squares * torch.polar(squares.abs().clamp_min(1e-300).rsqrt(), -phase)
     return found / 2, flat.sum().angle() / 2
