@@ -197,6 +197,12 @@ class Dictionary:
         return self.kept[-1]
 
     @cached_property
+    def energies(self) -> Tensor:
+        """`(K,)`: energy of each coefficient over all atoms, relative to the first."""
+        energies: Tensor = self.coefficients.abs().square().sum(0)
+        return energies / energies[0]
+
+    @cached_property
     def lengths(self) -> Tensor:
         """Norm of each atom, `(N,)`."""
         lengths: Tensor = torch.linalg.vector_norm(self.coefficients, dim=1).clamp_min(1e-30)

@@ -38,7 +38,8 @@ from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Protocol, Sources, gather, settle
 from whorl.pipeline.report import Report
 from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
-from whorl.recon.pointspread import check_order
+from whorl.recon.calibration import few_readouts, unevenness
+from whorl.recon.methods import UNEVEN
 from whorl.runtime.cores import limit_this_thread, one_thread
 from whorl.runtime.logs import current_scan
 from whorl.runtime.torch_ready import warm_up
@@ -177,7 +178,6 @@ class _Scan:
         self._encoder = Encoder(self._header, settings, self._device, report.say)
         self._protocol: Protocol | None = None
         self._deadlines = SliceDeadlines(settings.deadline_s, settings.scan_deadline_s, _HANDED_OVER)
-        self._order: tuple[Encoding, bool] | None = None
         self._delivered = 0
         self._jobs: list[Future[bool]] = []  # those that may not be done yet
         self._further: deque[Future[None]] = deque()  # what is made beside the maps of slices
@@ -353,6 +353,13 @@ class _Scan:
             result.remark(
                 "degraded", f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
             )
+        if few := few_readouts(
+            one.encoding.points.reshape(*one.encoding.dcf.shape, 2),
+            max(one.encoding.shape),
+            n_seen,
+            one.dictionary.basis.shape[1],
+        ):
+            result.remark("degraded", few)
         if n_seen < T:
             why = f": {lost}" if lost else ""
             result.remark("degraded", f"{T - n_seen} of {T} readouts are missing{why}")
@@ -367,7 +374,8 @@ class _Scan:
         flags = {
             "fallback": result.method != self._settings.method or result.status == "fallback",
             f"readouts_lost={n_lost}": n_lost > 0,
-            "uneven_order": self._is_uneven(one.kspace, one.encoding, one.dictionary),
+            "uneven_order": unevenness(one.kspace.gram, one.encoding.points, one.dictionary.energies)
+            > UNEVEN,
         }
         return tuple(flag for flag, is_so in flags.items() if is_so)
 
@@ -416,23 +424,6 @@ class _Scan:
             resolved=tuple(resolved),
             changed=self._settings.changed(),
         )
-
-    def _is_uneven(self, kspace: SubspaceKspace, encoding: Encoding, dictionary: Dictionary) -> bool:
-        """Whether the order of the interleaves biases low-rank maps; said once."""
-        if self._order is None or self._order[0] is not encoding:
-            points = encoding.points.reshape(*encoding.dcf.shape, 2)
-            try:
-                order = check_order(
-                    kspace.gram, encoding.dcf, points, encoding.nufft, encoding.shape, dictionary
-                )
-            except Exception:
-                _logger.exception("the order of the interleaves could not be judged")
-                return False
-            if order.biased and self._order is None:
-                # No warning: the INR and LLR correct for it, and the images are flagged.
-                self._report.say("DBG", order.warning())
-            self._order = encoding, order.biased
-        return self._order[1]
 
     def _labelled(self, head: np.void, part: Part) -> np.void:
         """The head that says where the slice is, and which repetition of it this is."""

@@ -129,12 +129,6 @@ class Given:
     b1: B1Field | None = None
     maps: Callable[[Tensor], Tensor] | None = None
 
-    @property
-    def energies(self) -> Tensor:
-        """`(K,)` of the coefficients in the dictionary, relative to the first."""
-        energies = self.dictionary.coefficients.abs().square().sum(0)
-        return energies / energies[0]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
@@ -277,7 +271,7 @@ def reconstruct_slice(
 
 def prepare(kspace: SubspaceKspace, given: Given) -> Slice:
     """Low-rank images of each coil, coil maps and the object's mask: what each method starts from."""
-    encoding, energies = given.encoding, given.energies
+    encoding, energies = given.encoding, given.dictionary.energies
     leading = energies[:_CALIBRATING]
     coil_images = adjoint_coil_images(kspace.bins, encoding.dcf, encoding.nufft)  # (K, C, Y, X)
     told_apart = regress_interleaves(kspace.bins, kspace.gram, energies, leading=len(leading))

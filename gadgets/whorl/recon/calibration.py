@@ -17,6 +17,9 @@ from torch import Tensor
 #: μ: noise energy of a coefficient relative to the first one's signal. Between 1e-4 and 1e-2 the coil maps
 #: are alike.
 _RIDGE = 1e-3
+#: Fillings of k-space for each coefficient below which readouts are too few. Plate and brain of 256², T2
+#: (rms): 0.59 5 and 3 %, 0.49 7 and 5 %, 0.45 13 and 7 %, 0.39 14 %, 0.26 31 %.
+_FEW = 0.47
 #: Harmonics over the angle of the interleaves that count as slow.
 _SLOW = 4
 
@@ -77,3 +80,44 @@ def unevenness(gram: Tensor, points: Tensor, energies: Tensor) -> float:
     waves = torch.polar(torch.ones_like(angles).expand(_SLOW, I), -harmonics[:, None] * angles)
     slow = (waves @ (weighted - mean).reshape(I, K * K)) / I
     return float(torch.linalg.vector_norm(slow) / torch.linalg.vector_norm(mean).clamp_min(1e-30))
+
+
+def fillings(points: Tensor, n_pixels: int, n_readouts: int) -> float:
+    """How many times readouts along spirals fill k-space.
+
+    From turn to turn a spiral moves outwards by ``2π dr/dθ`` cycles per pixel, and so many arms fill the gap
+    as that has cycles per field of view. By the median over the outer half of the first arm.
+
+    Parameters
+    ----------
+    points
+        `(I, S, 2)` cycles per pixel.
+    n_pixels
+        Along the field of view.
+
+    Returns
+    -------
+    float
+        Infinite if the arm has no turns to tell it by.
+    """
+    k = points[0].double().cpu()
+    radius, angle = torch.linalg.vector_norm(k, dim=1), torch.atan2(k[:, 1], k[:, 0])
+    turned = torch.remainder(angle[1:] - angle[:-1] + torch.pi, 2 * torch.pi) - torch.pi
+    outwards, outer = radius[1:] - radius[:-1], radius[1:] > 0.5 * radius.max()
+    pitch = (2 * torch.pi * outwards / turned).abs()[outer & (turned.abs() > 1e-4)]
+    arms = float(pitch.median()) * n_pixels if len(pitch) else 0.0
+    return n_readouts / arms if arms > 0 else float("inf")
+
+
+def few_readouts(points: Tensor, n_pixels: int, n_readouts: int, n_coefficients: int) -> str:
+    """Why the readouts are too few for their coefficients, told by the protocol alone; empty if they are not.
+
+    Parameters: see `fillings`.
+    """
+    filled, needed = fillings(points, n_pixels, n_readouts), _FEW * n_coefficients
+    if not filled < needed:
+        return ""
+    return (
+        f"{n_readouts} readouts fill k-space {filled:.1f} times, for {n_coefficients} coefficients: expected "
+        f"{needed:.1f} times or more, else T2 is wrong by 10 % and more. Measure more timepoints"
+    )

@@ -28,6 +28,7 @@ from whorl.pipeline.protocol import Item, Protocol, gather
 from whorl.pipeline.report import Report
 from whorl.pipeline.scan import device_of
 from whorl.pipeline.slices import reconstruct_slice
+from whorl.recon.calibration import few_readouts
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
@@ -293,6 +294,10 @@ class _Inspector:
         )
         if self.found.order.biased:
             self.found.warnings.append(self.found.order.warning())
+        if few := few_readouts(
+            points, max(encoding.shape), self._protocol.n_measured, self._dictionary.basis.shape[1]
+        ):
+            self.found.warnings.append(few)
         self.found.items.append(
             Item("interleaves", f"{len(gram)} distinct, {encoding.dcf.shape[1]} samples", "readouts")
         )
