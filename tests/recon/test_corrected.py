@@ -365,6 +365,21 @@ def test_the_refinement_mends_the_coil_maps(sequential: Measured, kernel: Kernel
     assert error_of(mended, sequential) < error_of(as_they_were, sequential) / 1.5
 
 
+@pytest.mark.parametrize("real", [True, False], ids=["real", "complex"])
+def test_the_refinement_leaves_what_the_coils_see(real: bool) -> None:
+    """New maps and phase suit the coefficients, which stay, whatever free phase the old maps had."""
+    mixed = measure(order="mixed")
+    y, x = ramps()
+    data = mixed.slice_data()
+    turn = torch.polar(torch.ones(SHAPE), 2.0 + y - 0.5 * x)
+    data = replace(data, csm=data.csm * turn, calibrated=data.calibrated * turn.conj())
+    before = advance(begin(data, mixed.kernel(), real=real), 4)
+    after = refine(before)
+    seen, again = ((one.phase * one.z)[:, None] * one.data.csm for one in (before, after))
+    # What is mended: measured 2.2 % with a common phase, 0.6 % without.
+    assert relative_error(again, seen, mixed.mask) < 0.05
+
+
 def test_the_refinement_mends_the_phase() -> None:
     mixed = measure(order="mixed")
     data, kernel = mixed.slice_data(), mixed.kernel()

@@ -187,7 +187,9 @@ def refine(start: Start) -> Start:
     corrected = estimate[:, None] * data.csm + data.mask * missed  # (K, C, H, W)
     csm = data.csm if data.fixed_maps else polynomial_maps(corrected[:J], data.mask, data.csm)
     phase = start.phase
-    if not start.z.is_complex():
+    if start.z.is_complex():  # z is turned as the old maps are
+        csm = csm * (csm.conj() * data.csm).sum(0).sgn()
+    else:
         together = (start.z * combine(corrected, csm)).sum(0)
         phase = _smooth_phase(together, phase, phase_sigma(data))
     return replace(start, data=replace(data, csm=csm), phase=phase)
