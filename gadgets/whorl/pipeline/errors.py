@@ -1,4 +1,8 @@
-"""Standard deviations of a slice's maps: by scans of its own images, and the slope of the dictionary.
+"""Standard deviations of a slice's maps: by repetitions of its scan, and the slope of the dictionary.
+
+What noise does is told by more noise on the data: a guide that averages what is alike answers to noise on the
+data as it did to their own, but hardly at all to noise on images that it has smoothed already. What is
+systematic, aliasing and detail that is lost, is told by scans of the images that were found.
 
 Letters: N repetitions, K coefficients, C coils, Y X pixels, V pixels of the mask.
 """
@@ -19,11 +23,11 @@ from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.precision import as_real, relative_sd, sensitivity
 from whorl.pipeline.deadlines import Deadline
-from whorl.recon.uncertainty import SecondScan, covariance_of
+from whorl.recon.uncertainty import SecondScan, covariance_of, local_products
 from whorl.runtime.cores import one_thread
 
-#: Scans of the result from which its uncertainty is told.
-_REPETITIONS = 6
+#: Repetitions with more noise, and scans of the result.
+_REPETITIONS, _SECOND_SCANS = 6, 2
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +65,7 @@ class Deviations:
     dictionary: Dictionary
     noise_sd: float | None
     again: Callable[[SubspaceKspace], Tensor]
-    _errors: Tensor | None = field(default=None, init=False)
+    _errors: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     def __call__(
         self, until: Deadline | None, *, noise_only: bool = False
@@ -76,7 +80,12 @@ class Deviations:
         with one_thread():
             if self._errors is None:
                 self._errors = self._repeat(until)
-            covariance = covariance_of(as_real(self._errors, 1), self.mask, noise_only=noise_only)
+            noisy, second = (as_real(errors, 1) for errors in self._errors)
+            covariance = covariance_of(noisy, self.mask, noise_only=True)
+            if not noise_only:
+                # The mean of M scans still has an M-th of their noise.
+                systematic = local_products(second.mean(0)[None], self.mask)
+                covariance = systematic + covariance * (1 - 1 / _SECOND_SCANS)
             inside, device = self.mask.cpu().numpy(), self.mask.device
             t1_ms, t2_ms = (
                 torch.from_numpy(m[inside]).to(device) for m in (self.maps.t1_ms, self.maps.t2_ms)
@@ -94,17 +103,18 @@ class Deviations:
             result.append(sd)
         return result[0], result[1]
 
-    def _repeat(self, until: Deadline | None) -> Tensor:
-        """What the method makes of scans of its own images, less these images, `(N, K, Y, X)`."""
+    def _repeat(self, until: Deadline | None) -> tuple[Tensor, Tensor]:
+        """What the method makes of the data with more noise, and of scans of its own images, less these
+        images, `(N, K, Y, X)` each."""
         seen = self.images if self.phase is None else self.phase * self.images
         scan = SecondScan(self.kspace, (seen * self.mask).to(self.csm.dtype), self.csm, self.nufft)
         sd = scan.noise_sd() if self.noise_sd is None else self.noise_sd
-        errors = []
-        for seed in range(_REPETITIONS):
+        errors, total = [], _REPETITIONS + _SECOND_SCANS
+        for n in range(total):
             if until is not None:
-                until.check(f"the uncertainty was at repetition {seed} of {_REPETITIONS}")
-            its = self.again(scan.measured(sd, seed))
+                until.check(f"the uncertainty was at repetition {n} of {total}")
+            its = self.again(scan.with_noise(sd, n) if n < _REPETITIONS else scan.measured(sd, n))
             if its.is_complex() != self.images.is_complex():  # only one of the two had a common phase
                 its = its.abs() * torch.sign(self.images) if its.is_complex() else its.to(self.images.dtype)
             errors.append(its - self.images)
-        return torch.stack(errors)
+        return torch.stack(errors[:_REPETITIONS]), torch.stack(errors[_REPETITIONS:])

@@ -21,6 +21,7 @@ from whorl.config import Settings
 from whorl.kspace.coilmaps import maps_from_centre, polynomial_maps
 from whorl.kspace.coils import combine
 from whorl.kspace.slicebuffer import SubspaceKspace
+from whorl.maps import verdict
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
@@ -238,7 +239,9 @@ def reconstruct_slice(
     result.method, result.maps, result.diagnostics = taken.name, found, estimate.diagnostics
     for title, why in given_up:
         result.remark("fallback", f"{taken.title} maps instead of the {title}: {why}")
-    for status, note in (*estimate.remarks, *_known_b1(given, its.mask)[1]):
+    t1_axis, t2_axis, _ = dictionary.grid.axes
+    looks = verdict.remarks(found, (t1_axis[0], t1_axis[-1]), (t2_axis[0], t2_axis[-1]))
+    for status, note in (*estimate.remarks, *_known_b1(given, its.mask)[1], *looks):
         result.remark(status, note)
     images, csm = (its.on_raster(part) for part in (estimate.coefficients, estimate.csm))
     phase = None if estimate.phase is None else its.on_raster(estimate.phase)

@@ -54,10 +54,15 @@ class SecondScan:
 
     def measured(self, noise_sd: float, seed: int) -> SubspaceKspace:
         """With noise of a standard deviation for each complex sample."""
-        generator = torch.Generator().manual_seed(seed)
+        return replace(self._kspace, bins=self._bins + self._noise(noise_sd, seed))
+
+    def with_noise(self, noise_sd: float, seed: int) -> SubspaceKspace:
+        """What was measured, with as much noise again."""
+        return replace(self._kspace, bins=self._kspace.bins + self._noise(noise_sd, seed))
+
+    def _noise(self, noise_sd: float, seed: int) -> Tensor:
         _, _, C, S = self._bins.shape
-        noise = folded_noise(self._kspace.gram, C, S, noise_sd, generator)
-        return replace(self._kspace, bins=self._bins + noise)
+        return folded_noise(self._kspace.gram, C, S, noise_sd, torch.Generator().manual_seed(seed))
 
     def noise_sd(self) -> float:
         """Standard deviation of a complex sample's noise, for scans without noise readouts.
@@ -105,14 +110,14 @@ def covariance_of(errors: Tensor, mask: Tensor, *, noise_only: bool = False) -> 
         Without what is systematic.
     """
     N, common = len(errors), errors.mean(0)
-    noise = local_products(errors - common, mask, _SIGMA) * (N / (N - 1))
+    noise = local_products(errors - common, mask) * (N / (N - 1))
     if noise_only:
         return noise
     # The mean of N repetitions still has an N-th of their noise.
-    return local_products(common[None], mask, _SIGMA) + noise * (1 - 1 / N)
+    return local_products(common[None], mask) + noise * (1 - 1 / N)
 
 
-def local_products(errors: Tensor, mask: Tensor, sigma: float) -> Tensor:
+def local_products(errors: Tensor, mask: Tensor, sigma: float = _SIGMA) -> Tensor:
     """Mean of ``e eᵀ`` over repetitions and the pixels of a mask around each of them, `(V, J, J)`.
 
     Parameters

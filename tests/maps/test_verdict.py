@@ -1,0 +1,72 @@
+"""Maps that do not look like a measurement are never complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scan_edit import Scan
+from whorl.maps.images import SliceMaps
+from whorl.maps.verdict import remarks
+from whorl.simulation.scan import simulate
+
+T1, T2 = (20.0, 5000.0), (4.0, 3000.0)
+
+
+def maps(t1: float = 800, t2: float = 60, quality: float = 0.99, share: float = 1.0) -> SliceMaps:
+    """A share of the pixels as told, the others like tissue; a frame of zeros around them."""
+    inside = np.zeros((20, 20), dtype=bool)
+    inside[2:18, 2:18] = True
+    told = inside & (np.arange(400).reshape(20, 20) % 20 < 2 + 16 * share)
+    values = [
+        np.where(told, v, usual).astype(np.float32) * inside
+        for v, usual in ((t1, 800), (t2, 60), (quality, 0.99))
+    ]
+    return SliceMaps(values[0], values[1], inside.astype(np.float32), values[2])
+
+
+def test_usual_maps_and_none_at_all_are_passed_over() -> None:
+    assert remarks(maps(), T1, T2) == []
+    assert remarks(maps(t1=0, t2=0, quality=0), T1, T2) == []
+    # CSF is long, but not at the end; a few voxels may be there.
+    assert remarks(maps(t1=4500, t2=2500), T1, T2) == []
+    assert remarks(maps(t2=3000, share=0.4), T1, T2) == []
+    # Noisy voxels match badly; the best ones tell.
+    assert remarks(maps(quality=0.5, share=0.7), T1, T2) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("t1", 20.0), ("t1", 5000.0), ("t2", 4.0), ("t2", 2999.0)])
+def test_voxels_at_the_ends_are_told(name: str, value: float) -> None:
+    ((status, why),) = remarks(maps(share=0.75, **{name: value}), T1, T2)
+    assert status == "degraded"
+    assert why.startswith("75% of the voxels lie at the ends of the dictionary")
+    assert "units" in why
+
+
+@pytest.mark.parametrize("quality", [0.5, np.nan])
+def test_signals_of_another_train_are_told(quality: float) -> None:
+    ((status, why),) = remarks(maps(quality=quality), T1, T2)
+    assert status == "degraded"
+    assert "the best tenth of the voxels has a quality of" in why
+    assert "inversion_time_ms" in why
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    path: Path = tmp_path_factory.mktemp("verdict") / "scan.h5"
+    simulate(path, phantom="nist", matrix=64, timepoints=200, interleaves=16, coils=4, noise=5e-3)
+    return Scan.load(path)
+
+
+@pytest.mark.parametrize("method", ["inr", "lowrank"])
+def test_an_inversion_that_nobody_told_is_not_complete(scan: Scan, method: str) -> None:
+    right = scan.copy().run(method=method)
+    assert right.outcome.exit_code == 0, right.outcome
+    wrong = scan.copy().run(method=method, inversion_time_ms=0)
+    assert wrong.outcome.exit_code == 3
+    meta = wrong.of("T1").meta
+    assert meta["whorl_status"] == "degraded"
+    assert "match the dictionary" in meta["whorl_notes"] or "ends of the dictionary" in meta["whorl_notes"]
+    assert "inversion" in meta["whorl_notes"]
