@@ -40,8 +40,8 @@ def remarks(
     if not best >= _QUALITY:
         found.append(
             f"the signals do not match the dictionary: the best tenth of the voxels has a quality of "
-            f"{best:.2f}, expected {_QUALITY} or more. The train or its inversion is not the one that was played: set "
-            f"properties sequence and inversion_time_ms"
+            f"{best:.2f}, expected {_QUALITY} or more. The train or its inversion is not the one that was "
+            f"played: set properties sequence and inversion_time_ms"
         )
     ends = np.zeros_like(inside)
     for values, (low, high) in ((maps.t1_ms, t1_range_ms), (maps.t2_ms, t2_range_ms)):
