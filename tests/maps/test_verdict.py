@@ -32,16 +32,16 @@ def test_usual_maps_and_none_at_all_are_passed_over() -> None:
     assert remarks(maps(t1=0, t2=0, quality=0), T1, T2) == []
     # CSF is long, but not at the end; a few voxels may be there.
     assert remarks(maps(t1=4500, t2=2500), T1, T2) == []
-    assert remarks(maps(t2=3000, share=0.4), T1, T2) == []
+    assert remarks(maps(t2=3000, share=0.75), T1, T2) == []
     # Noisy voxels match badly; the best ones tell.
     assert remarks(maps(quality=0.5, share=0.7), T1, T2) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("t1", 20.0), ("t1", 5000.0), ("t2", 4.0), ("t2", 2999.0)])
 def test_voxels_at_the_ends_are_told(name: str, value: float) -> None:
-    ((status, why),) = remarks(maps(share=0.75, **{name: value}), T1, T2)
+    ((status, why),) = remarks(maps(share=0.9375, **{name: value}), T1, T2)
     assert status == "degraded"
-    assert why.startswith("75% of the voxels lie at the ends of the dictionary")
+    assert why.startswith("94% of the voxels lie at the ends of the dictionary")
     assert "units" in why
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from kspace.spirals import complex_normal
-from whorl.pipeline.deadlines import Deadline, DeadlinePassed
 from whorl.recon.llr import (
     from_blocks,
     largest_eigenvalue,
@@ -222,12 +220,18 @@ def test_nothing_in_gives_nothing() -> None:
         assert float(fit.coefficients.abs().max()) == 0
 
 
-def test_the_deadline_ends_it() -> None:
+def test_who_is_told_of_the_progress_may_end_it() -> None:
     normal, _ = dense_normal()
     b = complex_normal(K, *SHAPE)
-    with pytest.raises(DeadlinePassed, match="search for its step"):
-        locally_low_rank(b, normal, lam=0.1, deadline=Deadline(time.monotonic() - 1))
-    locally_low_rank(b, normal, lam=0.1, iterations=1, deadline=Deadline(time.monotonic() + 1e3))
+    told: list[tuple[str, int, int]] = []
+    locally_low_rank(b, normal, lam=0.1, iterations=2, progress=lambda *state: told.append(state))
+    assert told == [("iteration", 0, 2), ("iteration", 1, 2)]
+
+    def no_time(what: str, done: int, of: int) -> None:
+        raise TimeoutError(f"{what} {done} of {of}")
+
+    with pytest.raises(TimeoutError, match="iteration 0 of 2"):
+        locally_low_rank(b, normal, lam=0.1, iterations=2, progress=no_time)
 
 
 def test_bad_values_are_refused() -> None:

@@ -50,7 +50,7 @@ def test_as_many_pieces_at_a_time_as_there_are_cores() -> None:
     # Each waits for two others: with fewer at a time nobody would ever go on.
     names = spread(lambda piece: (meeting.wait(10), threading.current_thread().name)[1], range(2 * N))
     assert len(set(names)) == N
-    assert all(name.startswith("whorl-core") for name in names)
+    assert all(name.startswith("shared-core") for name in names)
     running, most, lock = 0, 0, threading.Lock()
 
     def count(piece: int) -> None:

@@ -41,7 +41,7 @@ def _pool(cores: int) -> ThreadPoolExecutor:
         _libraries().limit(limits=1, user_api="openmp")
         _lent.cores = 1
 
-    return ThreadPoolExecutor(cores, "whorl-core", initializer=alone)
+    return ThreadPoolExecutor(cores, "shared-core", initializer=alone)
 
 
 def cores() -> int:
