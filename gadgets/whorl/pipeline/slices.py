@@ -25,7 +25,8 @@ from whorl.kspace.slicebuffer import HeldOut, SubspaceKspace
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.physics.matching import match
-from whorl.physics.precision import as_real, relative_sd, sensitivity
+from whorl.physics.precision import relative_sd, sensitivity
+from whorl.physics.real import as_real
 from whorl.pipeline.deadlines import Deadline, DeadlinePassed, in_time
 from whorl.pipeline.encoding import Encoding
 from whorl.recon import methods
