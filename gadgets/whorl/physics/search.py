@@ -75,7 +75,7 @@ def _search_all(views: Tensor, dictionary: Dictionary, n: int, _: Tensor) -> tup
     n_pairs = dictionary.grid.n_pairs
     atoms = as_real(dictionary.directions[:, n * n_pairs : (n + 1) * n_pairs], 0)
     reached, number = _squares(views, atoms).max(1)
-    return number + n * n_pairs, reached
+    return number, reached
 
 
 def _search_blocks(views: Tensor, dictionary: Dictionary, n: int, power: Tensor) -> tuple[Tensor, Tensor]:
