@@ -151,7 +151,7 @@ def test_density(warp: float) -> None:
     trajectory = rotated_spiral(I, S, 2)
     trajectory[1, :, 0] *= 1 - 10 * warp
     same_on_both(partial(density_compensation, shape=SHAPE), trajectory)
-    same_on_both(attached_density, torch.rand((I, S), generator=torch.Generator().manual_seed(2)), trajectory)
+    same_on_both(attached_density, 3 * density_compensation(trajectory, SHAPE), trajectory)
 
 
 @pytest.mark.parametrize("n_virtual", [0, 2])
