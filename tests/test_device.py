@@ -31,6 +31,7 @@ from whorl.kspace.coils import compression_matrix, smooth
 from whorl.kspace.density import attached_density, density_compensation
 from whorl.kspace.nufft import make_nufft
 from whorl.kspace.rovir import low_resolution_images, region_energies, rovir_matrix
+from whorl.physics import search
 from whorl.physics.dictionary import Dictionary, DictionaryParameters, build_dictionary
 from whorl.physics.matching import match
 from whorl.recon.corrected import conjugate_gradients
@@ -49,6 +50,9 @@ SHAPE = (30, 27)
 @pytest.fixture(autouse=True)
 def _packages(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_nufft.install(monkeypatch, "cufinufft", "cupy")
+    # On a CPU few atoms are compared with a voxel, on a device all of them: to rounding the same, see
+    # tests/physics/test_search.py. Here both compare all.
+    monkeypatch.setattr(search, "_search_blocks", search._search_all)
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -70,8 +74,14 @@ def tensors(value: Any) -> list[Tensor]:
     return tensors([getattr(value, f.name) for f in fields(value)]) if is_dataclass(value) else []
 
 
-def same_on_both(work: Callable[..., Any], *inputs: Any) -> Transfers:
-    """Assert that some work gives the same bits on the CPU and on the device; what it transferred there."""
+#: The refined match works on lots of other sizes on a device, whose ends other vector instructions compute;
+#: where the way up ends is known to its own tolerance.
+APART = 0.02
+
+
+def same_on_both(work: Callable[..., Any], *inputs: Any, climbs: bool = False) -> Transfers:
+    """Assert that work gives the same bits on the CPU and on the device, nearly so where it `climbs`; what it
+    transferred there."""
     there = moved(inputs, PRETEND)
     with transfers() as counted:
         found = tensors(work(*there))
@@ -80,7 +90,11 @@ def same_on_both(work: Callable[..., Any], *inputs: Any) -> Transfers:
     for a, b in zip(found, expected, strict=True):
         assert a.device == PRETEND
         assert a.dtype == b.dtype
-        assert torch.equal(a.cpu(), b)
+        if climbs:
+            # Two maxima of a noisy voxel may be as high.
+            assert float(torch.isclose(a.cpu(), b, rtol=APART, atol=1e-6).double().mean()) > 0.99
+        else:
+            assert torch.equal(a.cpu(), b)
     return counted
 
 
@@ -125,7 +139,9 @@ def test_a_match(b1: str, refine: bool) -> None:
     inputs = [x, dictionary]
     if b1 == "known":
         inputs.append(torch.linspace(0.8, 1.2, len(x)))
-    counted = same_on_both(lambda x, d, field=None: match(x, d, b1=field, refine=refine), *inputs)
+    counted = same_on_both(
+        lambda x, d, field=None: match(x, d, b1=field, refine=refine), *inputs, climbs=refine
+    )
     # Between rounds of steps it asks who is not done; a known B1 chooses the voxels of each of its values.
     assert len(counted.waits) <= 10 * refine + 3 * (b1 == "known")
 
@@ -309,7 +325,9 @@ def test_a_whole_scan_gives_the_maps_of_the_cpu_and_waits_in_no_loop(method: str
         assert there.outcome == here.outcome
         assert there.outcome.exit_code == 0
         for role in QUANTITIES:
-            assert np.array_equal(there.physical(role), here.physical(role))
+            a, b = there.physical(role), here.physical(role)
+            assert np.isclose(a, b, rtol=APART).mean() > 0.995
+            assert np.median(np.abs(a - b)[b > 0] / b[b > 0]) < 1e-3
         assert (here.physical("T1") > 0).sum() > 1000
         # How often the match asks who is not done depends on the data.
         waits.append(Counter(event for event in counted.waits if not event.line.startswith("physics/")))

@@ -299,3 +299,34 @@ def test_tissues_with_t2_equal_to_t1(fine: Dictionary) -> None:
         atoms = project(fisp_signals(PLAYED, near, near), fine)
         angle = (atoms.conj() @ voxels[n]).abs() / (atoms.norm(dim=1) * voxels[n].norm())
         assert float(angle.max()) <= float(result.quality[n]) + 3e-6
+
+
+@pytest.mark.parametrize("b1", ["none", "known", "searched"])
+def test_the_number_of_cores_changes_no_bit(b1: str, fine: Dictionary, with_b1: Dictionary) -> None:
+    dictionary = fine if b1 == "none" else with_b1
+    generator = torch.Generator().manual_seed(7)
+    which = torch.randint(len(dictionary.grid), (12_000,), generator=generator)
+    voxels = dictionary.directions.T[which].to(torch.complex64)
+    voxels = voxels + 0.02 * torch.randn(voxels.shape, generator=generator, dtype=torch.complex64)
+    known = 0.8 + 0.4 * torch.rand(12_000, generator=generator) if b1 == "known" else None
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(match(voxels, dictionary, b1=known))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name in ("t1_ms", "t2_ms", "b1", "m0", "quality"):
+            assert torch.equal(getattr(other, name), getattr(results[0], name)), name
+
+
+def test_a_power_of_two_changes_no_bit(fine: Dictionary) -> None:
+    generator = torch.Generator().manual_seed(8)
+    voxels = fine.directions.T[torch.randint(len(fine.grid), (200,), generator=generator)]
+    voxels = voxels + 0.02 * torch.randn(voxels.shape, generator=generator)
+    results = [match(voxels * 2.0**n, fine) for n in (0, -100, 100)]
+    for other in results[1:]:
+        for name in ("t1_ms", "t2_ms", "quality"):
+            assert torch.equal(getattr(other, name), getattr(results[0], name)), name

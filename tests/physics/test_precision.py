@@ -9,7 +9,8 @@ from torch import Tensor
 
 from whorl.physics.dictionary import Dictionary, DictionaryParameters, build_dictionary
 from whorl.physics.matching import match
-from whorl.physics.precision import as_real, relative_sd, sensitivity
+from whorl.physics.precision import relative_sd, sensitivity
+from whorl.physics.real import as_real
 from whorl.scan.train import Train
 from whorl.simulation.signals import jiang_train
 

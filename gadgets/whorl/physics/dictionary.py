@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whorl.physics.blocks import Blocks
 from whorl.physics.epg import SignalModel, fisp_coefficients, fisp_signal
 from whorl.runtime.cores import spread
 from whorl.scan.train import Train
@@ -212,6 +213,11 @@ class Dictionary:
     def directions(self) -> Tensor:
         """Atoms of norm 1, `(K, N)` contiguous: what voxels are compared with."""
         return (self.coefficients / self.lengths[:, None]).T.contiguous()
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Directions in blocks of neighbours: what need not be compared with each voxel."""
+        return Blocks(self.directions, *self.grid.places())
 
     def to(self, device: torch.device) -> Dictionary:
         return Dictionary(self.grid, self.coefficients.to(device), self.basis.to(device), self.kept)

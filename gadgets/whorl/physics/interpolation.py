@@ -4,7 +4,10 @@ The subspace coefficients of an atom are smooth functions of log T1, log T2 and 
 grid they are interpolated by parabolas through three points of each axis; with steps of 5 % that is exact
 to some 1e-5. The correlation is then maximised on that surface.
 
-Letters: V voxels, N atoms, K coefficients, A B D lengths of the T1, T2 and B1 axes, J axes that are free.
+Everything is laid out with the voxels last, so that each operation works on long rows of them.
+
+Letters: V voxels, K coefficients, P views and L real numbers of a voxel (`whorl.physics.real`), J axes that
+are free.
 """
 
 from __future__ import annotations
@@ -15,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.physics.dictionary import Dictionary, Grid
+from whorl.physics.real import as_real
 
-# Steps on one set of parabolas; then they are laid anew around those voxels that are not done, so often at
-# most. Of 22 000 noisy voxels one in a hundred takes more than two rounds.
+# Steps on one set of parabolas; then they are laid anew around those voxels that are not done.
 _STEPS = 4
-_ROUNDS = 10
 _ROUNDING = 1e-6
 # Where a step of the grid turns the signal by less than the root of this, in rad, its slope is rounding.
 _FLAT = 1e-8
@@ -56,18 +58,21 @@ def _log_step(axis: NDArray[np.float64]) -> float:
 
 
 class Surface:
-    """Interpolated dictionary. Places are `(V, 3)`: positions on the axes of T1, T2 and B1 in grid steps."""
+    """Interpolated dictionary. Places are `(3, V)`: positions on the axes of T1, T2 and B1 in grid steps."""
 
     def __init__(self, dictionary: Dictionary) -> None:
         self.dictionary = dictionary
         grid, device = dictionary.grid, dictionary.coefficients.device
         corner, whole = _corners(grid)
-        self._corner, self._whole = corner.to(device), whole.to(device)
+        self._corner, self._whole = corner.T.to(device), whole.to(device)
         self._starts = torch.from_numpy(grid.starts).to(device)
         self._i, self._j = (torch.from_numpy(index).to(device) for index in grid.places())
         self._counts = torch.from_numpy(grid.counts).to(device)
+        # From values at -1, 0 and 1 to the coefficients of the parabola through them.
+        parabola = [[0.0, 1.0, 0.0], [-0.5, 0.0, 0.5], [0.5, -1.0, 0.5]]
+        self._parabola = torch.tensor(parabola, device=device)
         #: Last position on each axis.
-        self.ends = torch.tensor([len(axis) - 1 for axis in grid.axes], dtype=torch.float32, device=device)
+        self.ends = torch.tensor([[len(axis) - 1.0] for axis in grid.axes], device=device)
         t1_step, t2_step = (_log_step(axis) for axis in grid.axes[:2])
         self.t2_steps_per_t1_step = t1_step / t2_step
         equal = self._equal = float(np.log(grid.t1_axis_ms[0] / grid.t2_axis_ms[0])) / t2_step
@@ -87,18 +92,18 @@ class Surface:
     def place(self, atom: Tensor) -> Tensor:
         """Places of atoms by number."""
         pair, plane = atom % self.dictionary.grid.n_pairs, atom // self.dictionary.grid.n_pairs
-        return torch.stack([self._i[pair], self._j[pair], plane], 1).float()
+        return torch.stack([self._i[pair], self._j[pair], plane]).float()
 
     def values(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """T1 (ms), T2 (ms) and B1 at places."""
         result = []
-        for n, (axis, logarithmic) in enumerate(
-            zip(self.dictionary.grid.axes, (True, True, False), strict=True)
+        for position, axis, logarithmic in zip(
+            place, self.dictionary.grid.axes, (True, True, False), strict=True
         ):
             known = torch.as_tensor(np.log(axis) if logarithmic else axis, device=place.device)
-            left = place[:, n].floor().long().clamp(0, max(len(axis) - 2, 0))
+            left = position.floor().long().clamp(0, max(len(axis) - 2, 0))
             right = (left + 1).clamp_max(len(axis) - 1)
-            part = place[:, n].double() - left
+            part = position.double() - left
             value = known[left] * (1 - part) + known[right] * part
             result.append((value.exp() if logarithmic else value).float())
         return result[0], result[1], result[2]
@@ -109,184 +114,216 @@ class Surface:
 
     def nearest_pair(self, place: Tensor) -> Tensor:
         """Number of the atom (of the first B1) next to a place."""
-        i = place[:, 0].round().long().clamp(0, len(self._starts) - 1)
+        i = place[0].round().long().clamp(0, len(self._starts) - 1)
         # Shortest T1 may have no T2 at all.
         i = torch.where(self._counts[i] > 0, i, self._i[0])
-        j = place[:, 1].round().long().clamp_min(0)
+        j = place[1].round().long().clamp_min(0)
         return self._starts[i] + torch.minimum(j, self._counts[i] - 1)
 
-    def neighbours(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Middle of the parabolas around places, `(V, 3)`, their atoms `(V, 3·3·(3 or 1), K)`, and whether
-        there are 3 x 3 of T1 and T2, `(V,)`.
+    def patches(self, place: Tensor, free: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The surface around places: middle of its parabolas, `(3, V)`, their coefficients
+        `(3, 3, 3 or 1, L, V)`, in the order of the powers of the offset from the middle along T1, T2 and B1,
+        and whether there are 3 x 3 atoms of T1 and T2, `(V,)`.
 
-        Where there are not, all of them are the nearest one: a surface that is flat.
+        Where there are not, all of them are the nearest one: a surface that is flat. If only 2 axes are
+        `free`, the B1 stays at its place.
         """
-        n_pairs = self.dictionary.grid.n_pairs
         pair = self.nearest_pair(place)
-        corner, whole = self._corner[pair], self._whole[pair]
-        three = torch.arange(3, device=place.device)
-        rows = self._starts[(corner[:, :1] + three).clamp_max(len(self._starts) - 1)]  # (V, 3)
-        atoms = rows[:, :, None] + corner[:, 1, None, None] + three  # (V, 3, 3)
-        atoms = torch.where(whole[:, None, None], atoms, pair[:, None, None])
-        middle = [corner[:, 0] + 1, corner[:, 1] + 1]
+        whole = self._whole[pair]
+        first = self._corner[:, pair]  # (2, V)
+        middle = [torch.where(whole, first + 1, torch.stack([self._i[pair], self._j[pair]]))]
+        three = torch.arange(3, device=place.device)[:, None]
+        rows = self._starts[(first[0] + three).clamp_max(len(self._starts) - 1)]  # (3, V)
+        atoms = torch.where(whole, rows[:, None] + first[1] + three, pair).flatten(0, 1)  # (9, V)
         if self.has_b1:
-            first = (place[:, 2].round().long() - 1).clamp(0, len(self.dictionary.grid.b1_axis) - 3)
-            atoms = atoms[..., None] + (first[:, None] + three)[:, None, None, :] * n_pairs  # (V, 3, 3, 3)
-            middle.append(first + 1)
+            plane = (place[2].round().long() - 1).clamp(0, len(self.dictionary.grid.b1_axis) - 3)
+            atoms = atoms[:, None] + (plane + three) * self.dictionary.grid.n_pairs  # (9, 3, V)
+            middle.append(plane[None] + 1)
         else:
-            middle.append(torch.zeros_like(pair))
-        centre = torch.stack(middle, 1).float()
-        own = torch.stack([self._i[pair], self._j[pair]], 1).float()
-        centre[:, :2] = torch.where(whole[:, None], centre[:, :2], own)
-        return centre, self.dictionary.coefficients[atoms.flatten(1)], whole
+            middle.append(torch.zeros_like(first[:1]))
+        centre = torch.cat(middle).float()
+        numbers = as_real(self.dictionary.coefficients.index_select(0, atoms.flatten()), 1)
+        numbers = numbers.view(*atoms.shape, numbers.shape[1])  # (9, V, L) or (9, 3, V, L)
+        to_powers = torch.kron(self._parabola, self._parabola)
+        if self.has_b1 and free == 2:
+            u = (place[2] - centre[2])[:, None]
+            a, b, c = numbers.unbind(1)
+            numbers = a * (u * (u - 1) / 2) + b * (1 - u * u) + c * (u * (u + 1) / 2)
+        elif self.has_b1:
+            numbers = numbers.flatten(0, 1)
+            to_powers = torch.kron(to_powers, self._parabola)
+        powers = (to_powers @ numbers.flatten(1)).view_as(numbers).mT.contiguous()
+        return centre, powers.view(3, 3, len(powers) // 9, *powers.shape[1:]), whole
 
     def at(self, place: Tensor) -> Tensor:
-        """Coefficients `(V, K)` of the surface at places."""
-        centre, atoms, _ = self.neighbours(place)
-        weights = _products(_parabolas(place - centre, self.has_b1)[0])
-        return torch.bmm(weights[:, None].to(atoms.dtype), atoms)[:, 0]
+        """Real numbers `(L, V)` of the surface at places."""
+        centre, powers, _ = self.patches(place, 2)
+        return _points(powers, place - centre, 0)[0]
 
     def place_of(self, t1_ms: Tensor, t2_ms: Tensor, b1: Tensor | None) -> Tensor:
         """Places of relaxation times in ms and transmit fields (``None``: as planned), each `(V,)`."""
-        columns = []
+        rows = []
         for axis, values in zip(self.dictionary.grid.axes[:2], (t1_ms, t2_ms), strict=True):
             position = (values.double() / float(axis[0])).log() / _log_step(axis)
-            columns.append(position.clamp(0, len(axis) - 1).float())
-        columns.append(self.b1_place(torch.ones_like(t1_ms) if b1 is None else b1))
-        return torch.stack(columns, 1)
+            rows.append(position.clamp(0, len(axis) - 1).float())
+        rows.append(self.b1_place(torch.ones_like(t1_ms) if b1 is None else b1))
+        return torch.stack(rows)
 
     def tangents(self, place: Tensor, free: int) -> Tensor:
         """The surface at places and its derivatives by log T1, log T2 and, if `free` is 3, B1:
         `(V, 1 + free, K)`."""
-        centre, atoms, _ = self.neighbours(place)
-        values, slopes = _parabolas(place - centre, self.has_b1)
-        weights = [_products(values)]
-        weights.extend(_products([*values[:n], slopes[n], *values[n + 1 :]]) for n in range(free))
-        points = torch.bmm(torch.stack(weights, 1).to(atoms.dtype), atoms)
+        centre, powers, _ = self.patches(place, free)
+        points = torch.stack(_points(powers, place - centre, free)).permute(2, 0, 1)
+        if self.dictionary.coefficients.is_complex():
+            points = torch.complex(*points.chunk(2, 2))
         t1_axis, t2_axis, b1_axis = self.dictionary.grid.axes
         b1_step = float(b1_axis[1] - b1_axis[0]) if len(b1_axis) > 1 else 1.0
         steps = [1.0, _log_step(t1_axis), _log_step(t2_axis), b1_step][: 1 + free]
         return points / points.new_tensor(steps)[:, None]
 
 
-def _parabolas(offset: Tensor, has_b1: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights `(V, 3)` of three neighbours on each axis and their derivatives, at offsets from the middle."""
-    values, slopes = [], []
-    for n in range(3 if has_b1 else 2):
-        u = offset[:, n]
-        values.append(torch.stack([u * (u - 1) / 2, 1 - u * u, u * (u + 1) / 2], 1))
-        slopes.append(torch.stack([u - 0.5, -2 * u, u + 0.5], 1))
-    return values, slopes
-
-
-def _products(weights: list[Tensor]) -> Tensor:
-    """Weights `(V, 3^J)` of all neighbours from those `(V, 3)` along each axis."""
-    result = weights[0]
-    for weight in weights[1:]:
-        result = (result[:, :, None] * weight[:, None, :]).flatten(1)
-    return result
-
-
-def climb(coefficients: Tensor, surface: Surface, start: Tensor, b1_place: Tensor | None) -> Tensor:
-    """Places `(V, 3)` of the largest correlation on the surface, from places near by.
-
-    Damped Gauss-Newton steps (Levenberg and Marquardt) on the angle between voxel and surface; a step that
-    leads down is not taken. A voxel that reaches the rim of its parabolas goes on with those around the next
-    atom.
+def _points(powers: Tensor, offset: Tensor, free: int) -> list[Tensor]:
+    """The surface and its derivatives along the first `free` axes, in grid steps, each `(L, V)`.
 
     Parameters
     ----------
-    coefficients
-        `(V, K)`.
-    start
-        `(V, 3)` places.
-    b1_place
-        `(V,)` known positions on the B1 axis, which are kept, or ``None``.
+    powers
+        `(3, 3, 3 or 1, L, V)`, see `Surface.patches`.
+    offset
+        `(3, V)` from the middle, or `(2, V)` where B1 has one value.
     """
-    place = start.clone()
-    if b1_place is not None:
-        place[:, 2] = b1_place
-    free = 3 if surface.has_b1 and b1_place is None else 2
-    voxels = torch.arange(len(place), device=place.device)
-    for _ in range(_ROUNDS):
-        place[voxels], goes_on = _climb_once(coefficients[voxels], surface, place[voxels], free)
-        voxels = voxels[goes_on]  # for which a GPU waits, some hundred operations after the last time
+    points = [powers]
+    for n in (2, 1, 0):
+        if powers.shape[n] == 1:
+            points = [point.squeeze(n) for point in points]
+            continue
+        u = offset[n]
+        terms = [point.unbind(n) for point in points]
+        values = [torch.addcmul(a, u, torch.addcmul(b, u, c)) for a, b, c in terms]
+        _, b, c = terms[0]
+        slope = [torch.addcmul(b, u, c, value=2)] if n < free else []
+        points = [values[0], *slope, *values[1:]]
+    return points
+
+
+def climb(views: Tensor, surface: Surface, start: Tensor, free: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Places `(3, V)` of the largest correlation on the surface, and which of them are not final, `(V,)`.
+
+    Damped Gauss-Newton steps (Levenberg and Marquardt) on the angle between voxel and surface; a step that
+    leads down is not taken. A voxel that reaches the rim of its parabolas goes on with those around the next
+    atom in the next round.
+
+    Parameters
+    ----------
+    views
+        `(P, L, V)`: real views of the coefficients.
+    start
+        `(3, V)` places near by.
+    free
+        3: all axes; 2: the B1 is kept.
+    rounds
+        Sets of parabolas at most.
+    """
+    place, goes_on = start.clone(), torch.ones_like(start[0], dtype=torch.bool)
+    voxels = torch.arange(place.shape[1], device=place.device)
+    for _ in range(rounds):
         if not len(voxels):
             break
-    return place
+        place[:, voxels], goes_on[voxels] = _climb_once(
+            views.index_select(2, voxels), surface, place[:, voxels], free
+        )
+        if place.device.type == "cpu":  # a GPU would have to wait for the answer
+            voxels = voxels[goes_on[voxels]]
+    return place, goes_on
 
 
-def _climb_once(coefficients: Tensor, surface: Surface, place: Tensor, free: int) -> tuple[Tensor, Tensor]:
+def _climb_once(views: Tensor, surface: Surface, place: Tensor, free: int) -> tuple[Tensor, Tensor]:
     """Better places on the parabolas around some places, and which voxels are not done yet."""
-    centre, atoms, whole = surface.neighbours(place)
-    offset = place - centre
+    J = free
+    centre, powers, whole = surface.patches(place, free)
+    is_complex = surface.dictionary.coefficients.is_complex()
+    centre = centre[:J]
+    offset = place[:J] - centre
     # Neighbours that had to be moved (near T2 = T1) lie farther away.
-    low = torch.maximum(-centre, (offset - 1).clamp_max(-_REACH))[:, :free]
+    low = torch.maximum(-centre, (offset - 1).clamp_max(-_REACH))
     # A T1 below the shortest T2 has none.
-    low[:, 0] = torch.maximum(low[:, 0], surface.shortest_t1 - centre[:, 0])
-    high = torch.minimum(surface.ends - centre, (offset + 1).clamp_min(_REACH))[:, :free]
-
-    def look(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared product with the unit atom `(V,)`, its gradient `(V, J)`, its matrix `(V, J, J)`."""
-        values, slopes = _parabolas(at, surface.has_b1)
-        weights = [_products(values)]
-        weights.extend(_products([*values[:n], slopes[n], *values[n + 1 :]]) for n in range(free))
-        points = torch.bmm(
-            torch.stack(weights, 1).to(atoms.dtype), atoms
-        )  # d and its J derivatives, (V, 1+J, K)
-        seen = (points.conj() * coefficients[:, None]).sum(2)  # (V, 1+J)
-        gram = torch.bmm(points.conj(), points.mT)  # (V, 1+J, 1+J)
-        norm = gram[:, 0, 0].real.clamp_min(1e-30)
-        scale = seen[:, 0] / norm  # the voxel's M0
-        # Derivatives without their share along d: that changes M0 and no angle.
-        along = gram[:, 0, 1:] / norm[:, None]
-        slope = (scale.conj()[:, None] * (seen[:, 1:] - along.conj() * seen[:, :1])).real
-        metric = (gram[:, 1:, 1:] - gram[:, 1:, :1] * along[:, None]).real
-        power = scale.abs().square()
-        return power * norm, slope, metric * power[:, None, None]
+    low[0].clamp_(min=surface.shortest_t1 - centre[0])
+    high = torch.minimum(surface.ends[:J] - centre, (offset + 1).clamp_min(_REACH))
+    equal = surface.t2_equal_t1(centre[0]) - centre[1]
 
     def longest_t2(at: Tensor) -> Tensor:
         """Offset of T2 = T1 on the T2 axis."""
-        return surface.t2_equal_t1(at[:, 0] + centre[:, 0]) - centre[:, 1]
+        return equal.add(at[0], alpha=surface.t2_steps_per_t1_step)
 
-    height, slope, metric = look(offset)
-    damping = torch.full_like(height, 1e-3)
-    moved = torch.zeros_like(height)
+    def look(at: Tensor) -> Tensor:
+        """Squared product with the unit atom, its J derivatives and their J x J matrix: `(1 + J + J², V)`."""
+        points = _points(powers, at, J)  # d and its derivatives
+        others = torch.stack([*points, *views])
+        products = torch.stack([(others * point).sum(1) for point in points])  # (1+J, 1+J+P, V)
+        norm, along, seen = products[0, 0].clamp_min(1e-30), products[0, 1 : 1 + J], products[:, 1 + J :]
+        scale = seen[0] / norm  # the voxel's M0, (P, V)
+        power = scale.square().sum(0)
+        # Derivatives without their share along d: that changes M0 and no angle.
+        slope = (scale * seen[1:]).sum(1) - power * along
+        metric = products[1:, 1 : 1 + J] - along[:, None] * along / norm
+        if is_complex:  # nor does their share along i d
+            real, imaginary = points[0].chunk(2)
+            turned = torch.cat([-imaginary, real])
+            along = torch.stack([(turned * point).sum(0) for point in points[1:]])
+            metric = metric - along[:, None] * along / norm
+        return torch.cat([(power * norm)[None], slope, (power * metric).flatten(0, 1)])
+
+    seen = look(offset)
+    damping = torch.full_like(offset[0], 1e-3)
+    moved = torch.zeros_like(damping)
     for _ in range(_STEPS):
+        height, slope, metric = seen[0], seen[1 : 1 + J], seen[1 + J :].view(J, J, -1)
         # On the edge T2 = T1, and driven beyond it, a step of T1 takes T2 along; T2 takes none of its own.
-        edge = (slope[:, 1] > 0) & (offset[:, 1] >= longest_t2(offset) - 1e-4)
-        along = torch.eye(free, device=edge.device).repeat(
-            len(edge), 1, 1
-        )  # columns: directions of the steps
-        along[:, 1, 0] = torch.where(edge, surface.t2_steps_per_t1_step, 0)
-        uphill = (along.mT @ slope[:, :, None])[:, :, 0]
+        edge = (slope[1] > 0) & (offset[1] >= longest_t2(offset) - 1e-4)
+        taken = edge * surface.t2_steps_per_t1_step
+        uphill, curved = slope.clone(), metric.clone()
+        uphill[0].addcmul_(taken, uphill[1])
+        curved[0].addcmul_(taken, curved[1])
+        curved[:, 0].addcmul_(taken, curved[:, 1])
         # So do axes at their end.
-        held = ((offset[:, :free] <= low) & (uphill < 0)) | ((offset[:, :free] >= high) & (uphill > 0))
-        held[:, 1] |= edge
-        held[:, :2] |= ~whole[:, None]
-        moves = (~held).to(slope.dtype)
-        curved = (along.mT @ metric @ along) * moves[:, :, None] * moves[:, None, :]
-        diagonal = curved.diagonal(dim1=1, dim2=2)
-        ridge = damping[:, None] * diagonal + 1e-6 * diagonal.amax(1, keepdim=True)
-        ridge = ridge + _FLAT * height[:, None] + 1e-30
-        step = torch.linalg.solve_ex(curved + torch.diag_embed(ridge), uphill * moves)[0]
-        step = (along @ step[:, :, None])[:, :, 0]
-        trial = offset.clone()
-        trial[:, :free] = torch.maximum(torch.minimum(offset[:, :free] + step.clamp(-1, 1), high), low)
-        trial[:, 1] = torch.minimum(trial[:, 1], longest_t2(trial))
-        trial_height, trial_slope, trial_metric = look(trial)
+        held = torch.where(uphill > 0, offset >= high, offset <= low)
+        held[1].logical_or_(edge)
+        held[:2].logical_or_(~whole)
+        uphill.masked_fill_(held, 0)
+        curved.masked_fill_(held[:, None] | held, 0)
+        diagonal = curved.diagonal().T  # a view
+        ridge = (diagonal.amax(0) * 1e-6).add_(height, alpha=_FLAT).add_(1e-30)
+        diagonal.addcmul_(damping, diagonal).add_(ridge)
+        step = _solve(curved, uphill)
+        step[1].addcmul_(taken, step[0])
+        trial = (offset + step.clamp_(-1, 1)).clamp_(low, high)
+        trial[1].clamp_(max=longest_t2(trial))
+        there = look(trial)
         # Near the top heights differ by less than float32 tells; the slope still knows the way.
-        up = trial_height > height * (1 - _ROUNDING)
-        moved = (trial - offset).abs().amax(1)
-        offset = torch.where(up[:, None], trial, offset)
-        height = torch.where(up, trial_height, height)
-        slope = torch.where(up[:, None], trial_slope, slope)
-        metric = torch.where(up[:, None, None], trial_metric, metric)
+        up = there[0] > height * (1 - _ROUNDING)
+        moved = (trial - offset).abs().amax(0)
+        offset, seen = torch.where(up, trial, offset), torch.where(up, there, seen)
         damping = torch.where(up, damping * 0.2, damping * 10)
-    found = centre + offset
+    found = torch.cat([centre + offset, place[J:]])
     # Other parabolas may lead on where these end.
-    leaves = (surface.nearest_pair(found) != surface.nearest_pair(place)) & (offset.abs() > 0.75).any(1)
-    axis = centre[:, :free] + offset[:, :free]
-    rim = (offset[:, :free] >= high) & (axis < surface.ends[:free])
-    leaves |= (rim | ((offset[:, :free] <= low) & (axis > 0))).any(1)
+    leaves = (surface.nearest_pair(found) != surface.nearest_pair(place)) & (offset.abs() > 0.75).any(0)
+    axis = found[:J]
+    leaves |= (((offset >= high) & (axis < surface.ends[:J])) | ((offset <= low) & (axis > 0))).any(0)
     return found, leaves | (moved > _STILL)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solutions `(J, V)` of symmetric positive definite systems `(J, J, V)`, by elimination."""
+    rows, result = [list(row.unbind()) for row in matrix], list(right)
+    J = len(rows)
+    for n in range(J):
+        for m in range(n + 1, J):
+            factor = rows[n][m] / rows[n][n]
+            for k in range(m, J):
+                rows[m][k] = torch.addcmul(rows[m][k], factor, rows[n][k], value=-1)
+            result[m] = torch.addcmul(result[m], factor, result[n], value=-1)
+    for n in reversed(range(J)):
+        for m in range(n + 1, J):
+            result[n] = torch.addcmul(result[n], rows[n][m], result[m], value=-1)
+        result[n] = result[n] / rows[n][n]
+    return torch.stack(result)

@@ -19,13 +19,6 @@ from whorl.physics.interpolation import Surface
 _BLIND = 1e-9
 
 
-def as_real(coefficients: Tensor, dim: int) -> Tensor:
-    """Real numbers themselves, or real and imaginary parts one after the other along `dim`."""
-    if not coefficients.is_complex():
-        return coefficients
-    return torch.cat([coefficients.real, coefficients.imag], dim)
-
-
 def sensitivity(
     coefficients: Tensor,
     t1_ms: Tensor,
@@ -40,7 +33,7 @@ def sensitivity(
     Parameters
     ----------
     coefficients
-        `(V, K)`, real or complex; changes are those of `as_real`.
+        `(V, K)`, real or complex; changes are those of `whorl.physics.real.as_real`.
     t1_ms, t2_ms
         `(V,)`: what was matched.
     b1

@@ -21,7 +21,8 @@ from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
-from whorl.physics.precision import as_real, relative_sd, sensitivity
+from whorl.physics.precision import relative_sd, sensitivity
+from whorl.physics.real import as_real
 from whorl.pipeline.deadlines import Deadline
 from whorl.recon.uncertainty import SecondScan, covariance_of, local_products
 from whorl.runtime.cores import one_thread
