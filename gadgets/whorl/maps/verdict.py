@@ -9,10 +9,11 @@ import numpy as np
 
 from whorl.maps.images import SliceMaps
 
-#: Quality of the best tenth of the voxels below which the signals are not those of the dictionary. Of 47 clean
-#: simulated scans, low-rank, the worst had 0.926 (plate, noise 1e-2), a small one with lost readouts 0.89; with
-#: an inversion that nobody told 0.48 to 0.86, with the flip angles in reverse 0.82 to 0.89. A wrong inversion
-#: time, or flip angles that are wrong by one factor, leave it above 0.96: another tissue explains them.
+#: Quality of the best tenth of the voxels below which the signals are not those of the dictionary. Of 47
+#: clean simulated scans, low-rank, the worst had 0.926 (plate, noise 1e-2), a small one with lost readouts
+#: 0.89; with an inversion that nobody told 0.48 to 0.86, with the flip angles in reverse 0.82 to 0.89. A
+#: wrong inversion time, or flip angles that are wrong by one factor, leave it above 0.96: another tissue
+#: explains them.
 _QUALITY = 0.87
 #: Share of the voxels at the ends of the dictionary. Clean scans: up to 0.45 (low-rank, plate, noise 1e-2);
 #: small plates in much water, with a transmit field or a profile that nobody told: up to 0.8; TR in other
