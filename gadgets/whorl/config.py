@@ -370,14 +370,17 @@ class Settings:
     lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
     lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)
     ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)
-    seed: int = _setting(0, "seed of the initial weights, and of the blocks of llr", low=0, high=2**63 - 1)
+    seed: int = _setting(0, "seed of the initial weights", low=0, high=2**63 - 1)
 
     _setting = partial(_setting_of, "Locally low-rank")
     llr_lambda: float = _setting(
-        0.7, "weight of the penalty, relative to the noise that the blocks of x0 show", low=0, high=1000
+        0.7,
+        "weight of the penalty, relative to the largest singular value that noise has in a block of x0",
+        low=0,
+        high=1000,
     )
-    llr_block: int = _setting(8, "edge of a block", low=2, high=64, unit="pixels")
-    llr_iterations: int = _setting(15, "iterations of llr", low=1, high=1000)
+    llr_block: int = _setting(2, "edge of a block", low=2, high=64, unit="pixels")
+    llr_iterations: int = _setting(4, "iterations of llr", low=1, high=1000)
 
     del _setting
 

@@ -315,7 +315,6 @@ def _llr(data: SliceData, settings: Settings, progress: Progress) -> Estimate:
         lam=settings.llr_lambda,
         block=settings.llr_block,
         iterations=settings.llr_iterations,
-        seed=settings.seed,
         progress=progress,
     )
 

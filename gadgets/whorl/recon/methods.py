@@ -30,7 +30,7 @@ from whorl.recon.guide import guide
 from whorl.recon.inr import InrFit, fit_inr
 from whorl.recon.llr import locally_low_rank
 from whorl.recon.mask import widen
-from whorl.recon.normal import Normal, is_real, make_kernel
+from whorl.recon.normal import is_real, make_kernel
 from whorl.recon.slicedata import Estimate, Progress, SliceData
 
 #: Slow harmonics of the interleaves' trains above which their order is uneven.
@@ -58,31 +58,38 @@ def lowrank(data: SliceData) -> Estimate:
 
 
 def llr(
-    data: SliceData, *, lam: float, block: int, iterations: int, seed: int, progress: Progress | None = None
+    data: SliceData, *, lam: float, block: int, iterations: int, progress: Progress | None = None
 ) -> Estimate:
-    """Locally low-rank reconstruction, of real coefficients if they have a common phase.
+    """Locally low-rank reconstruction from the corrected start on, of real coefficients if they have a common
+    phase.
 
     Parameters: see `whorl.recon.llr.locally_low_rank`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the images are not finite, those to start from or those that were found.
     """
-    phase = joint_phase(data.calibrated, data.energies[: len(data.calibrated)], phase_sigma(data))
-    why = _no_common_phase(data, phase)
+    begun, _, remarks = _begun(data, progress=progress)
     fitted = locally_low_rank(
-        data.x0,
-        Normal(make_kernel(data.sampling, (data.mask.shape[0], data.mask.shape[1])), data.csm),
+        lambda z: begun.project(begun.image(z)),
+        begun.project(begun.data.x0),
+        begun.z,
+        begun.project(begun.left),
+        precondition=begun.precondition,
         lam=lam,
         block=block,
         iterations=iterations,
-        seed=seed,
-        phase=None if why else phase,
-        mask=data.mask,
         progress=progress,
     )
+    # What is outside stays 0 but for rounding.
+    images, doubts = as_measured_where_doubtful(fitted.coefficients * data.mask, begun)
     return Estimate(
-        fitted.coefficients,
-        data.csm,
+        images,
+        begun.data.csm,
         {"objective": fitted.losses[-1]},
-        (("fallback", f"{why}: complex coefficients"),) if why else (),
-        phase=None if why else phase,
+        remarks + doubts,
+        phase=None if images.is_complex() else begun.phase,
         losses=fitted.losses,
     )
 
@@ -117,41 +124,49 @@ def inr(
     FloatingPointError
         If the images are not finite, those to start from or those of the fit.
     """
-    if not bool(torch.isfinite(data.x0).all() & torch.isfinite(data.calibrated).all()):
-        raise FloatingPointError("the images to start from are not finite")
     if start == "adjoint":
+        _assert_finite(data)
         return _fitted(data.x0, data, guided=guided, fit=fit, progress=progress)[1]
-    why = _no_common_phase(
-        data, joint_phase(data.calibrated, data.energies[: len(data.calibrated)], phase_sigma(data))
-    )
-    sampling = data.sampling
-    uneven = unevenness(sampling.gram, sampling.points, data.energies) > UNEVEN
-    steps = correction_steps if correction_steps >= 0 else (_UNEVEN_STEPS if uneven else _STEPS)
-    begun = corrected_start(
-        data,
-        make_kernel(sampling, (data.mask.shape[0], data.mask.shape[1])),
-        steps=steps,
-        refined_after=_REFINED_AFTER if uneven else 0,
-        real=not why,
-        progress=progress,
-    )
+    begun, uneven, remarks = _begun(data, steps=correction_steps, progress=progress)
     found, estimate = _fitted(begun.z, begun.data, guided=guided, fit=fit, progress=progress)
     images = estimate.coefficients
     if head == "kspace" and uneven:
         images = kspace_head(found.features, images, begun, steps=_HEAD_STEPS)
-    remarks: tuple[tuple[str, str], ...] = (("fallback", f"{why}: complex coefficients"),) if why else ()
-    if not why:
-        images, doubts = as_measured_where_doubtful(images, begun)
-        remarks += doubts
+    images, doubts = as_measured_where_doubtful(images, begun)
     return Estimate(
         images,
         begun.data.csm,
         estimate.diagnostics,
-        remarks,
+        remarks + doubts,
         phase=None if images.is_complex() else begun.phase,
         losses=estimate.losses,
         refit=estimate.refit,
     )
+
+
+def _begun(
+    data: SliceData, *, steps: int = -1, progress: Progress | None
+) -> tuple[Start, bool, tuple[tuple[str, str], ...]]:
+    """The corrected start, whether the order of the interleaves is uneven, and remarks; steps of -1: by that
+    order."""
+    _assert_finite(data)
+    sampling, J = data.sampling, len(data.calibrated)
+    why = _no_common_phase(data, joint_phase(data.calibrated, data.energies[:J], phase_sigma(data)))
+    uneven = unevenness(sampling.gram, sampling.points, data.energies) > UNEVEN
+    begun = corrected_start(
+        data,
+        make_kernel(sampling, (data.mask.shape[0], data.mask.shape[1])),
+        steps=steps if steps >= 0 else (_UNEVEN_STEPS if uneven else _STEPS),
+        refined_after=_REFINED_AFTER if uneven else 0,
+        real=not why,
+        progress=progress,
+    )
+    return begun, uneven, (("fallback", f"{why}: complex coefficients"),) if why else ()
+
+
+def _assert_finite(data: SliceData) -> None:
+    if not bool(torch.isfinite(data.x0).all() & torch.isfinite(data.calibrated).all()):
+        raise FloatingPointError("the images to start from are not finite")
 
 
 def _fitted(
@@ -234,13 +249,16 @@ def as_measured_where_doubtful(images: Tensor, start: Start) -> tuple[Tensor, tu
     Parameters
     ----------
     images
-        Real `(K, H, W)`, in the unit of z.
+        `(K, H, W)`, in the unit of z.
 
     Returns
     -------
     Tensor, tuple
         `images` themselves if there is no such pixel, else complex ``p z`` there corrected by the residual.
+        Complex images are left as they are.
     """
+    if images.is_complex():
+        return images, ()
     mask, imaginary = start.data.mask, imaginary_around(start)
     usual = imaginary[mask].median()
     # Around the object there is nothing but noise, whose phase is any.
