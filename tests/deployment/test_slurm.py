@@ -20,8 +20,8 @@ pytestmark = pytest.mark.system
 
 _N = 12
 _WAIT_S = 300
-#: So long that a job can be killed on the way: some seconds for each scan.
-_FIT = {"preset": "seed"}
+#: So long that a job can be killed on the way and another one comes: five seconds for each scan.
+_FIT = {"preset": "seed", "iterations": "1500"}
 #: A plain loop over the scans, in one process with as many cores as a worker has.
 _SERIAL = f"""
 import sys
