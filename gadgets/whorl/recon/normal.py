@@ -158,26 +158,43 @@ def make_kernel(sampling: Sampling, shape: tuple[int, int], *, ridge: float = 1.
     spread_points = nufft.adjoint(weighted)[:, 1:, 1:]  # (Q, 2H-1, 2W-1)
     padded = tuple(int(next_fast_len(2 * n - 1)) for n in shape)
 
+    # Which of the pairs stands at each place of a matrix.
+    places = torch.empty((K, K), dtype=torch.long, device=gram.device)
+    places[rows, columns] = torch.arange(len(rows), device=gram.device)
+    places[columns, rows] = places[rows, columns]
+    below = torch.ones((K, K), dtype=torch.bool, device=gram.device).tril(-1)
+
     def matrices(values: Tensor, size: tuple[int, ...]) -> Tensor:
         """`(F, K, K)` from values at the distances -(H-1) to H-1, -(W-1) to W-1, which wrap at a size."""
         wrapped = _wrap(_wrap(values, 1, size[0]), 2, size[1])
         spectrum = torch.cat(
             spread(lambda some: torch.fft.fft2(wrapped[some]), pieces(len(wrapped), 4, wrapped.device))
         ).flatten(1)
-        if real:
-            spectrum = torch.view_as_real(spectrum).permute(0, 2, 1).flatten(0, 1)[: len(rows)]
-        table = spectrum.new_empty((spectrum.shape[1], K, K))
-        table[:, rows, columns] = spectrum.T
-        table[:, columns, rows] = spectrum.conj().T
+        F = spectrum.shape[1]
+        table = spectrum.real.new_empty((F, K, K)) if real else spectrum.new_empty((F, K, K))
+
+        def fill(some: slice) -> None:
+            pairs = spectrum[:, some].T.contiguous()
+            pairs = torch.view_as_real(pairs).flatten(1) if real else pairs
+            table[some] = pairs[:, places]
+            if not real:
+                table[some, below] = table[some, below].conj()
+
+        spread(fill, pieces(F, _CHUNK, table.device))
         return table
 
     weights = [1 - torch.arange(1 - n, n, device=gram.device).abs() / n for n in shape]
     nearest = matrices(spread_points * (weights[0][:, None] * weights[1]), shape)
     level = ridge * nearest.diagonal(dim1=1, dim2=2).real.mean()
-    regular = nearest + level * torch.eye(K, device=gram.device)
-    wide = torch.complex128 if regular.is_complex() else torch.float64
-    inverse = torch.linalg.inv_ex(regular.to(wide))[0].to(regular.dtype)
-    return Kernel(matrices(spread_points, padded), (padded[0], padded[1]), inverse.contiguous(), shape)
+    wide = torch.complex128 if nearest.is_complex() else torch.float64
+    ridges = level * torch.eye(K, dtype=wide, device=gram.device)
+    inverse = torch.empty_like(nearest)
+
+    def invert(some: slice) -> None:
+        inverse[some] = torch.linalg.inv_ex(nearest[some].to(wide) + ridges)[0].to(nearest.dtype)
+
+    spread(invert, pieces(len(nearest), _CHUNK, nearest.device))
+    return Kernel(matrices(spread_points, padded), (padded[0], padded[1]), inverse, shape)
 
 
 def _wrap(values: Tensor, axis: int, size: int) -> Tensor:
