@@ -368,8 +368,8 @@ def error_of(estimate: Estimate, measured: Measured) -> float:
 def test_it_is_better_than_the_corrected_start(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = measure(order=order, noise=0.05)
     data = measured.slice_data()
-    steps, refined_after = (4, 0) if order == "golden" else (12, 4)
-    begun = corrected_start(data, measured.kernel(), steps=steps, refined_after=refined_after)
+    steps, refined_every = (4, 0) if order == "golden" else (12, 3)
+    begun = corrected_start(data, measured.kernel(), steps=steps, refined_every=refined_every)
     calls: Counter[str] = Counter()
 
     def counted(name: str) -> Callable[[Kernel, Tensor], Tensor]:
@@ -389,7 +389,7 @@ def test_it_is_better_than_the_corrected_start(order: str, monkeypatch: pytest.M
     corrections = [("correction", n, steps) for n in range(1, steps + 1)]
     assert told == corrections + [("iteration", n, 4) for n in range(4)]
     # One more for what each of one or two starts leaves, and one for what new maps are made of.
-    assert calls == {"convolve": steps + 4 + (3 if refined_after else 1), "invert_roughly": steps + 4}
+    assert calls == {"convolve": steps + 4 + (7 if refined_every else 1), "invert_roughly": steps + 4}
     assert not found.coefficients.is_complex()
     assert found.phase is not None
     assert found.remarks == ()

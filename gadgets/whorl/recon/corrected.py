@@ -200,7 +200,7 @@ def corrected_start(
     kernel: Kernel,
     *,
     steps: int,
-    refined_after: int = 0,
+    refined_every: int = 0,
     real: bool = True,
     progress: Progress | None = None,
 ) -> Start:
@@ -212,8 +212,8 @@ def corrected_start(
         Of the box, see `whorl.recon.normal.make_kernel`.
     steps
         Conjugate-gradient steps.
-    refined_after
-        Steps after which coil maps and phase are estimated anew; 0: not at all.
+    refined_every
+        Steps between which coil maps and phase are estimated anew; 0: never.
     real
         Whether the coefficients have a common phase.
 
@@ -222,18 +222,17 @@ def corrected_start(
     Derivation in the head of this module; joint real subspace: Zhao et al., Magn Reson Med 79:933
     (2018), doi:10.1002/mrm.26701 (low-rank modelling of MRF), with the phase taken out first.
     """
-    stages = [refined_after, steps - refined_after] if 0 < refined_after < steps else [steps]
-    start, done = begin(data, kernel, real=real), 0
-    for number, count in enumerate(stages):
-        if number:
+    every = refined_every or max(steps, 1)
+    start = begin(data, kernel, real=real)
+    for done in range(0, max(steps, 1), every):
+        if done:
             start = refine(start)
 
         def told(step: int, before: int = done) -> None:
             if progress is not None:
                 progress("correction", before + step, steps)
 
-        start = advance(start, count, told)
-        done += count
+        start = advance(start, min(every, steps - done), told)
     return start
 
 

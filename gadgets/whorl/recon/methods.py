@@ -35,9 +35,9 @@ from whorl.recon.slicedata import Estimate, Progress, SliceData
 
 #: Slow harmonics of the interleaves' trains above which their order is uneven.
 UNEVEN = 0.05
-#: Steps of the corrected start: of an even order; of an uneven one, and after how many of them coil maps and
+#: Steps of the corrected start: of an even order; of an uneven one, and between how many of them coil maps and
 #: phase are refined.
-_STEPS, _UNEVEN_STEPS, _REFINED_AFTER = 4, 12, 4
+_STEPS, _UNEVEN_STEPS, _REFINED_EVERY = 4, 12, 3
 #: Steps of the k-space head for an uneven order.
 _HEAD_STEPS = 2
 #: Energy that a joint phase may leave in the imaginary part before its model is not trusted.
@@ -157,7 +157,7 @@ def _begun(
         data,
         make_kernel(sampling, (data.mask.shape[0], data.mask.shape[1])),
         steps=steps if steps >= 0 else (_UNEVEN_STEPS if uneven else _STEPS),
-        refined_after=_REFINED_AFTER if uneven else 0,
+        refined_every=_REFINED_EVERY if uneven else 0,
         real=not why,
         progress=progress,
     )
