@@ -122,7 +122,7 @@ def test_what_cannot_be_made_costs_no_map(scan: Scan, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr(whorl.pipeline.errors, "covariance_of", fail)
+    monkeypatch.setattr(whorl.pipeline.errors, "noise_variance", fail)
     result = scan.run(method="lowrank", uncertainty="true", rgb="true")
     assert result.slices() == [0]
     assert len(series(result, 21)) == 1

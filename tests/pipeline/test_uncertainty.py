@@ -20,8 +20,8 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> NoisyScan:
 
 
 # A deviation of 50 values has an error of 10 %. The guide of the INR is no linear filter: with more noise it
-# averages more (0.62 of the voxels).
-@pytest.mark.parametrize(("method", "share"), [("lowrank", 0.9), ("inr", 0.6)])
+# averages more (0.79 of the voxels; of the low-rank maps 0.94).
+@pytest.mark.parametrize(("method", "share"), [("lowrank", 0.9), ("inr", 0.75)])
 def test_predicted_and_empirical_deviations(noisy: NoisyScan, method: str, share: float) -> None:
     found, _ = compare(noisy, REALISATIONS, {"method": method})
     for one in found.values():

@@ -61,16 +61,3 @@ def sensitivity(
     real = row.real if not coefficients.is_complex() else torch.cat([row.real, -row.imag], 2)
     moved: Tensor = (inverse @ real)[:, :2]
     return moved.float()
-
-
-def relative_sd(moved: Tensor, covariance: Tensor) -> Tensor:
-    """Standard deviations of log T1 and log T2, `(V, 2)`; 1 at most: then the value is not determined.
-
-    Parameters
-    ----------
-    moved
-        `(V, 2, J)`, see `sensitivity`.
-    covariance
-        `(V, J, J)` of the coefficients' errors, in their unit squared.
-    """
-    return ((moved @ covariance) * moved).sum(2).clamp(0, 1).sqrt()

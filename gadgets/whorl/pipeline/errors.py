@@ -21,14 +21,14 @@ from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.maps.images import SliceMaps
 from whorl.physics.dictionary import Dictionary
-from whorl.physics.precision import relative_sd, sensitivity
+from whorl.physics.precision import sensitivity
 from whorl.physics.real import as_real
 from whorl.pipeline.deadlines import Deadline
-from whorl.recon.uncertainty import SecondScan, covariance_of, local_products
+from whorl.recon.uncertainty import SecondScan, Tissues, noise_variance, systematic_variance
 from whorl.runtime.cores import one_thread
 
 #: Repetitions with more noise, and scans of the result.
-_REPETITIONS, _SECOND_SCANS = 6, 2
+_REPETITIONS, _SECOND_SCANS = 12, 2
 
 
 @dataclass(slots=True, eq=False)
@@ -66,56 +66,63 @@ class Deviations:
     dictionary: Dictionary
     noise_sd: float | None
     again: Callable[[SubspaceKspace], Tensor]
-    _errors: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+    _moves: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     def __call__(
         self, until: Deadline | None, *, noise_only: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Both `(Y, X)`, 0 outside; see `whorl.recon.uncertainty.covariance_of`.
+        """Both `(Y, X)`, 0 outside.
+
+        Parameters
+        ----------
+        until
+            When they are given up.
+        noise_only
+            Without what is systematic.
 
         Raises
         ------
         DeadlinePassed
             If they are not ready in time.
         """
+        inside, device = self.mask.cpu().numpy(), self.mask.device
+        t1_ms, t2_ms = (torch.from_numpy(m[inside]).to(device) for m in (self.maps.t1_ms, self.maps.t2_ms))
         with one_thread():
-            if self._errors is None:
-                self._errors = self._repeat(until)
-            noisy, second = (as_real(errors, 1) for errors in self._errors)
-            covariance = covariance_of(noisy, self.mask, noise_only=True)
+            if self._moves is None:
+                self._moves = self._repeat(until, t1_ms, t2_ms)
+            noisy, second = self._moves
+            tissues = Tissues(t1_ms, t2_ms, self.mask)
+            variance = noise_variance(noisy, tissues)
             if not noise_only:
-                # The mean of M scans still has an M-th of their noise.
-                systematic = local_products(second.mean(0)[None], self.mask)
-                covariance = systematic + covariance * (1 - 1 / _SECOND_SCANS)
-            inside, device = self.mask.cpu().numpy(), self.mask.device
-            t1_ms, t2_ms = (
-                torch.from_numpy(m[inside]).to(device) for m in (self.maps.t1_ms, self.maps.t2_ms)
-            )
-            joint = self.maps.b1 is not None
-            b1 = torch.from_numpy(self.maps.b1[inside]).to(device) if self.maps.b1 is not None else self.b1
-            moved = sensitivity(
-                self.images[:, self.mask].T, t1_ms, t2_ms, self.dictionary, b1=b1, joint=joint
-            )
-            relative = relative_sd(moved, covariance)
+                variance = systematic_variance(second, tissues) + variance * (1 - 1 / len(second))
+            # 1 at most: then the value is not determined.
+            relative = variance.clamp(0, 1).sqrt()
         result = []
-        for n, values in enumerate((t1_ms, t2_ms)):
+        for deviation, values in zip(relative, (t1_ms, t2_ms), strict=True):
             sd = np.zeros(inside.shape, dtype=np.float32)
-            sd[inside] = (relative[:, n] * values).float().cpu().numpy()
+            sd[inside] = (deviation * values).float().cpu().numpy()
             result.append(sd)
         return result[0], result[1]
 
-    def _repeat(self, until: Deadline | None) -> tuple[Tensor, Tensor]:
-        """What the method makes of the data with more noise, and of scans of its own images, less these
-        images, `(N, K, Y, X)` each."""
+    def _repeat(self, until: Deadline | None, t1_ms: Tensor, t2_ms: Tensor) -> tuple[Tensor, Tensor]:
+        """How far log T1 and log T2 `(N, 2, V)` are moved by more noise on the data, and by scans of the
+        images that were found."""
         seen = self.images if self.phase is None else self.phase * self.images
         scan = SecondScan(self.kspace, (seen * self.mask).to(self.csm.dtype), self.csm, self.nufft)
         sd = scan.noise_sd() if self.noise_sd is None else self.noise_sd
-        errors, total = [], _REPETITIONS + _SECOND_SCANS
+        joint = self.maps.b1 is not None
+        b1 = self.b1
+        if self.maps.b1 is not None:
+            b1 = torch.from_numpy(self.maps.b1[self.mask.cpu().numpy()]).to(self.mask.device)
+        found = self.images[:, self.mask].T
+        sensitive = sensitivity(found, t1_ms, t2_ms, self.dictionary, b1=b1, joint=joint)
+        moves, total = [], _REPETITIONS + _SECOND_SCANS
         for n in range(total):
             if until is not None:
                 until.check(f"the uncertainty was at repetition {n} of {total}")
             its = self.again(scan.with_noise(sd, n) if n < _REPETITIONS else scan.measured(sd, n))
             if its.is_complex() != self.images.is_complex():  # only one of the two had a common phase
                 its = its.abs() * torch.sign(self.images) if its.is_complex() else its.to(self.images.dtype)
-            errors.append(its - self.images)
-        return torch.stack(errors[:_REPETITIONS]), torch.stack(errors[_REPETITIONS:])
+            errors = as_real(its[:, self.mask].T - found, 1)  # (V, J)
+            moves.append((sensitive @ errors[:, :, None])[..., 0].T)
+        return torch.stack(moves[:_REPETITIONS]), torch.stack(moves[_REPETITIONS:])

@@ -35,8 +35,8 @@ from whorl.recon.slicedata import Estimate, Progress, SliceData
 
 #: Slow harmonics of the interleaves' trains above which their order is uneven.
 UNEVEN = 0.05
-#: Steps of the corrected start: of an even order; of an uneven one, and between how many of them coil maps and
-#: phase are refined.
+#: Steps of the corrected start: of an even order; of an uneven one, and between how many of them coil maps
+#: and phase are refined.
 _STEPS, _UNEVEN_STEPS, _REFINED_EVERY = 4, 12, 3
 #: Steps of the k-space head for an uneven order.
 _HEAD_STEPS = 2

@@ -2,11 +2,11 @@
 
 A parametric bootstrap. The images that were found are encoded as the scan encodes, noise is added, and the
 method is applied again, choices and all: what comes out differs from what went in by noise, by aliasing that
-is left, and by detail that the method loses. A few such scans suffice, because errors of neighbouring pixels
-are alike: their covariance is taken over a neighbourhood.
+is left, and by detail that the method loses. A few such scans suffice, because pixels of one tissue that are
+near each other are moved alike: their variances are averaged.
 
-Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, J real numbers of a pixel,
-Y X pixels, V pixels of the mask.
+Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, Q quantities (T1, T2), Y X pixels,
+V pixels of the mask.
 
 References
 ----------
@@ -20,13 +20,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from whorl.kspace.coils import smooth
 from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
 
-#: Width of the neighbourhood of a pixel, in pixels, over which errors are averaged. A wider one is less
-#: noisy, but blurs what differs at the border of tissues: of a noisy brain 1.5 to 2.5 are about as good.
-_SIGMA = 2.0
+#: Width in pixels, and radius, of the neighbourhood of a pixel over which variances are averaged, and widths
+#: in log T1 and log T2 of what counts as one tissue. Of simulated brains and plates (low-rank and INR),
+#: without an average 72 to 82 % of the voxels had a deviation within 0.7 to 1.4 of the empirical one, with it
+#: 82 to 94 %; an average over all pixels around, whatever their tissue, left 37 to 75 %.
+_SIGMA, _RADIUS, _ALIKE = 3.0, 6, (0.05, 0.1)
+#: Least variance of log T1 and log T2: what is at the end of a dictionary does not move.
+_LEAST = 1e-8
 
 
 class SecondScan:
@@ -95,44 +98,62 @@ def folded_noise(gram: Tensor, n_coils: int, n_samples: int, sd: float, generato
     return noise.reshape(I, K, n_coils, n_samples)
 
 
-def covariance_of(errors: Tensor, mask: Tensor, *, noise_only: bool = False) -> Tensor:
-    """Covariance `(V, J, J)` of the errors of each pixel of a mask, from N repetitions.
-
-    What all repetitions have in common is systematic: aliasing, and detail that is lost.
+class Tissues:
+    """Which pixels of a mask are near each other and of one tissue.
 
     Parameters
     ----------
-    errors
-        Real `(N, J, Y, X)`, N at least 2.
+    t1_ms, t2_ms
+        `(V,)`.
     mask
-        Boolean `(Y, X)`: only its pixels count.
-    noise_only
-        Without what is systematic.
+        Boolean `(Y, X)` with V pixels.
     """
-    N, common = len(errors), errors.mean(0)
-    noise = local_products(errors - common, mask) * (N / (N - 1))
-    if noise_only:
-        return noise
-    # The mean of N repetitions still has an N-th of their noise.
-    return local_products(common[None], mask) + noise * (1 - 1 / N)
+
+    def __init__(self, t1_ms: Tensor, t2_ms: Tensor, mask: Tensor) -> None:
+        self._mask = mask
+        self._places = torch.zeros((2, *mask.shape), device=mask.device)
+        for place, values, width in zip(self._places, (t1_ms, t2_ms), _ALIKE, strict=True):
+            place[mask] = values.float().log() / width
+
+    def average(self, values: Tensor) -> Tensor:
+        """Mean over the pixels that are near and of one tissue, `(Q, V)` to the same."""
+        Y, X = self._mask.shape
+        inside = self._mask.to(values.dtype)
+        image = torch.zeros((len(values), Y, X), dtype=values.dtype, device=values.device)
+        image[:, self._mask] = values
+        total, weights = image.clone(), inside.clone()  # a pixel is near itself
+        reach = range(-_RADIUS, _RADIUS + 1)
+        # One of each two neighbours that lie opposite each other.
+        for down, right in ((y, x) for y in reach for x in reach if (y, x) > (0, 0)):
+            if down >= Y or abs(right) >= X:
+                continue
+            here = (..., slice(0, Y - down), slice(max(0, -right), X - max(0, right)))
+            there = (..., slice(down, Y), slice(max(0, right), X + min(0, right)))
+            apart = (self._places[here] - self._places[there]).square().sum(0)
+            weight = (-apart - (down**2 + right**2) / (2 * _SIGMA**2)).exp() * inside[here] * inside[there]
+            total[here] += weight * image[there]
+            total[there] += weight * image[here]
+            weights[here] += weight
+            weights[there] += weight
+        return (total / weights)[:, self._mask]
 
 
-def local_products(errors: Tensor, mask: Tensor, sigma: float = _SIGMA) -> Tensor:
-    """Mean of ``e eᵀ`` over repetitions and the pixels of a mask around each of them, `(V, J, J)`.
+def noise_variance(moves: Tensor, tissues: Tissues) -> Tensor:
+    """Variance `(Q, V)` of log T1 and log T2, from N repetitions.
+
+    The logarithms of the pixels' variances are averaged, so that a pixel in which the method is at odds does
+    not tell for its neighbours; of N - 1 degrees of freedom they are on average ``1 / (N - 1)`` too small.
 
     Parameters
     ----------
-    errors
-        Real `(N, J, Y, X)`.
-    sigma
-        Width of the neighbourhood in pixels.
+    moves
+        `(N, Q, V)`: what each repetition moved; N at least 2.
     """
-    N, J = errors.shape[:2]
-    inside = mask.to(errors.dtype)
-    count = smooth(inside, sigma)[mask] * N
-    result = errors.new_empty((int(mask.sum()), J, J))
-    for j in range(J):
-        products = (errors[:, j : j + 1] * errors[:, j:]).sum(0) * inside  # (J-j, Y, X)
-        around = (smooth(products, sigma)[:, mask] / count).T
-        result[:, j, j:] = result[:, j:, j] = around
-    return result
+    logarithms = moves.var(0).clamp_min(_LEAST).log()
+    return (tissues.average(logarithms) + 1 / (len(moves) - 1)).exp()
+
+
+def systematic_variance(moves: Tensor, tissues: Tissues) -> Tensor:
+    """Mean square `(Q, V)` of what all M repetitions `(M, Q, V)` have in common: aliasing, and detail that is
+    lost. It still has an M-th of their noise."""
+    return tissues.average(moves.mean(0).square())
