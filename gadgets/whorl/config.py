@@ -92,8 +92,8 @@ class Settings:
     )
     uncertainty: bool = _setting(
         False,
-        "standard deviations of T1 and T2 too, as series 6 and 7; made after the maps, in about twice the "
-        "time",
+        "standard deviations of T1 and T2 too, as series 6 and 7; made after the maps, takes as long as "
+        "fourteen slices",
         changes_maps=False,
     )
     subspace_images: bool = _setting(
