@@ -45,19 +45,19 @@ def _states(folder: Path) -> dict[str, str]:
 
 def test_a_cohort_from_its_plan_to_its_second_call(cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    planned = _run(cohort, "-o", out, "-p", "method=lowrank", "--dry-run")
+    planned = _run(cohort, "-o", out, "-p", "correction_steps=3", "--dry-run")
     assert planned.returncode == 0
     assert "run   scan1  (new)" in planned.stdout
     assert "3 of 3 scans" in planned.stdout
-    assert "method=lowrank" in planned.stdout
+    assert "correction_steps=3" in planned.stdout
     assert not out.exists()
 
-    done = _run(cohort, "-o", out, "-p", "method=lowrank", "--workers", 2)
+    done = _run(cohort, "-o", out, "-p", "correction_steps=3", "--workers", 2)
     assert (done.returncode, done.stdout.split(";")[0]) == (0, "3 complete"), done.stderr
     assert "[3/3]" in done.stderr
     for number in range(3):
         alone = tmp_path / "alone.h5"
-        replay(cohort / f"scan{number}.h5", alone, {"method": "lowrank"}, lambda *_: None)
+        replay(cohort / f"scan{number}.h5", alone, {"correction_steps": "3"}, lambda *_: None)
         assert _pixels(out / f"scan{number}.h5") == _pixels(alone)
         record = json.loads((out / f"scan{number}.json").read_text())
         t1 = next(image for image in read_images(alone) if image.image_series_index == 1).data
@@ -68,7 +68,7 @@ def test_a_cohort_from_its_plan_to_its_second_call(cohort: Path, tmp_path: Path)
     assert not list(out.rglob("*.part"))
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    again = _run(cohort, "-o", out, "-p", "method=lowrank")
+    again = _run(cohort, "-o", out, "-p", "correction_steps=3")
     assert (again.returncode, again.stdout) == (0, "all 3 scans are done already: nothing to do\n")
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 

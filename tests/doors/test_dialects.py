@@ -25,8 +25,8 @@ from whorl.doors.server import Server
 from whorl.doors.transport import Channel
 from whorl.scan.integrity import kept
 
-#: With series of every type of pixels.
-FAST = {"method": "lowrank", "rgb": "true", "subspace_images": "true", "uncertainty": "true"}
+#: The joint INR, and series of every type of pixels.
+FAST = {"method": "inr", "rgb": "true", "subspace_images": "true"}
 OPTIONS = [word for name, value in FAST.items() for word in ("-p", f"{name}={value}")]
 WAIT_S = 60.0
 
@@ -96,7 +96,7 @@ def reference(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     assert run_whorl("replay", tiny_scan, "-o", path, *OPTIONS).returncode == 0
     images = files.read_images(path)
     roles = [image.meta["GADGETRON_DataRole"] for image in images]
-    assert roles[:8] == ["T1", "T2", "M0", "QUALITY", "T1_SD", "T2_SD", "T1_RGB", "T2_RGB"]
+    assert roles[:6] == ["T1", "T2", "M0", "QUALITY", "T1_RGB", "T2_RGB"]
     assert set(roles[8:]) == {"SUBSPACE"}
     assert all(image.data.any() for image in images)
     return images
