@@ -325,13 +325,14 @@ class Settings:
         "varpro", "output head solved in each iteration, or all weights by Adam"
     )
     head: Literal["kspace", "image"] = _setting(
-        "kspace", "output head at last fitted to the data in k-space, or as published to the images"
+        "kspace",
+        "kspace: of an uneven order and with start=corrected, the output head is at last fitted to the data; "
+        "image: as published, to the images alone",
     )
     guide: Literal["on", "off"] = _setting(
         "on",
         "whether the encoder begins with the images smoothed together where they are alike within their "
-        "noise, "
-        "or with small random values",
+        "noise, or with small random values",
     )
     encoder: Literal["grid", "hash", "fourier", "siren"] = _setting(
         "grid",
