@@ -372,24 +372,23 @@ def test_it_is_better_than_the_corrected_start(order: str, monkeypatch: pytest.M
     begun = corrected_start(data, measured.kernel(), steps=steps, refined_every=refined_every)
     calls: Counter[str] = Counter()
 
-    def counted(name: str) -> Callable[[Kernel, Tensor], Tensor]:
+    def counted(name: str) -> Callable[..., Any]:
         plain = getattr(Kernel, name)
 
-        def count(self: Kernel, images: Tensor) -> Tensor:
+        def count(self: Kernel, *arguments: Any) -> Any:
             calls[name] += 1
-            result: Tensor = plain(self, images)
-            return result
+            return plain(self, *arguments)
 
         return count
 
-    for name in ("convolve", "invert_roughly"):
+    for name in ("convolve_each", "invert_roughly"):
         monkeypatch.setattr(Kernel, name, counted(name))
     told: list[tuple[str, int, int]] = []
     found = llr(data, **OPTIONS, progress=lambda *count: told.append(count))
     corrections = [("correction", n, steps) for n in range(1, steps + 1)]
     assert told == corrections + [("iteration", n, 4) for n in range(4)]
     # One more for what each of one or two starts leaves, and one for what new maps are made of.
-    assert calls == {"convolve": steps + 4 + (7 if refined_every else 1), "invert_roughly": steps + 4}
+    assert calls == {"convolve_each": steps + 4 + (7 if refined_every else 1), "invert_roughly": steps + 4}
     assert not found.coefficients.is_complex()
     assert found.phase is not None
     assert found.remarks == ()

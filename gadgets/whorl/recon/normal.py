@@ -12,13 +12,13 @@ coefficients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from whorl.kspace.coils import combine
 from whorl.kspace.nufft import Nufft, make_nufft
 from whorl.runtime.cores import pieces, spread
 
@@ -85,23 +85,39 @@ class Kernel:
 
     def convolve(self, coil_images: Tensor) -> Tensor:
         """``F'W G F``: `(C, K, H, W)` complex to the same."""
-        (H, W), (P, Q) = self.shape, self.padded
-        C, K = coil_images.shape[:2]
-        seen = coil_images.new_empty((C, K, P * Q))
+        return torch.cat(self.convolve_each(len(coil_images), lambda coils: coil_images[coils], _as_they_are))
 
-        def transform(coil: slice) -> None:
-            seen[coil] = torch.fft.fft2(coil_images[coil], s=(P, Q)).flatten(2)
+    def convolve_each(
+        self,
+        n_coils: int,
+        before: Callable[[slice], Tensor],
+        after: Callable[[slice, Tensor], Tensor],
+    ) -> list[Tensor]:
+        """The same of images that are made and used up coil by coil, on all cores.
+
+        Parameters
+        ----------
+        before
+            Images `(c, K, H, W)` of some coils.
+        after
+            Takes them convolved; what it gives is returned, in the order of the coils.
+        """
+        (H, W), (P, Q), K = self.shape, self.padded, self.spectrum.shape[1]
+        device = self.spectrum.device
+        seen = torch.empty((n_coils, K, P * Q), dtype=self.spectrum.dtype.to_complex(), device=device)
+
+        def transform(coils: slice) -> None:
+            seen[coils] = torch.fft.fft2(before(coils), s=(P, Q)).flatten(2)
 
         def mix(some: slice) -> None:
             seen[:, :, some] = _multiply(self.spectrum[some], seen[:, :, some])
 
-        def back(coil: slice) -> Tensor:
-            whole: Tensor = torch.fft.ifft2(seen[coil].reshape(-1, K, P, Q))[..., :H, :W]
-            return whole
+        def back(coils: slice) -> Tensor:
+            return after(coils, torch.fft.ifft2(seen[coils].reshape(-1, K, P, Q))[..., :H, :W])
 
-        spread(transform, pieces(C, 1, seen.device))
-        spread(mix, pieces(P * Q, _CHUNK, seen.device))
-        return torch.cat(spread(back, pieces(C, 1, seen.device)))
+        spread(transform, pieces(n_coils, 1, device))
+        spread(mix, pieces(P * Q, _CHUNK, device))
+        return spread(back, pieces(n_coils, 1, device))
 
     def invert_roughly(self, images: Tensor) -> Tensor:
         """The regularised inverse of the circulant approximation, coils left out: `(K, H, W)` complex."""
@@ -216,8 +232,18 @@ class Normal:
 
     def __call__(self, images: Tensor) -> Tensor:
         """`(K, H, W)` to `(K, H, W)`."""
-        return combine(self.coil_images(images), self.csm)
+        csm = self.csm[:, None]  # (C, 1, H, W)
+        parts = self.kernel.convolve_each(
+            len(csm),
+            lambda coils: csm[coils] * images,
+            lambda coils, seen: (csm[coils].conj() * seen).sum(0),
+        )
+        return torch.stack(parts).sum(0)
 
     def coil_images(self, images: Tensor) -> Tensor:
         """What the coils see of it, before their combination: `(K, H, W)` to `(K, C, H, W)`."""
         return self.kernel.convolve(self.csm[:, None] * images).transpose(0, 1)
+
+
+def _as_they_are(coils: slice, seen: Tensor) -> Tensor:
+    return seen
