@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from scan_edit import Scan
+from whorl.config import Settings
 from whorl.maps.images import SliceMaps
 from whorl.maps.verdict import remarks
+from whorl.pipeline.slices import is_corrected
 from whorl.simulation.scan import simulate
 
 T1, T2 = (20.0, 5000.0), (4.0, 3000.0)
@@ -51,6 +53,34 @@ def test_signals_of_another_train_are_told(quality: float) -> None:
     assert status == "degraded"
     assert "the best tenth of the voxels has a quality of" in why
     assert "inversion_time_ms" in why
+
+
+def test_corrected_images_have_to_match_better() -> None:
+    """What aliasing and noise excuse in low-rank images, nothing does in corrected ones."""
+    assert remarks(maps(quality=0.97), T1, T2) == []
+    ((status, why),) = remarks(maps(quality=0.97), T1, T2, corrected=True)
+    assert status == "degraded"
+    assert "the median voxel has a quality of 0.970, expected 0.98 or more" in why
+    assert remarks(maps(quality=0.985), T1, T2, corrected=True) == []
+    # A part that the model does not hold for, as fat, is not the train.
+    assert remarks(maps(quality=0.5, share=0.4), T1, T2, corrected=True) == []
+    assert len(remarks(maps(quality=0.5), T1, T2, corrected=True)) == 1  # said once
+
+
+@pytest.mark.parametrize(
+    ("method", "properties", "corrected"),
+    [
+        ("inr", {}, True),
+        ("llr", {}, True),
+        ("lowrank", {}, False),
+        ("lowrank", {"method": "lowrank"}, False),
+        ("inr", {"preset": "seed"}, False),
+        ("inr", {"correction_steps": 0}, False),
+        ("llr", {"start": "adjoint"}, True),  # which stands in for the INR
+    ],
+)
+def test_which_images_are_corrected(method: str, properties: dict[str, str | int], corrected: bool) -> None:
+    assert is_corrected(method, Settings.from_properties(properties)) == corrected
 
 
 @pytest.fixture(scope="module")

@@ -304,6 +304,7 @@ def settle(sources: Sources, heads: NDArray[np.void], settings: Settings) -> Pro
         numberings=sources.numberings(),
     )
     train, pulseq = resolved.train, sources.pulseq
+    resolve.check_room(train, heads)
     T = train.n_timepoints
     n_measured, receiver = T, None
     if pulseq is not None:

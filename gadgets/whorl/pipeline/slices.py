@@ -240,7 +240,12 @@ def reconstruct_slice(
     for title, why in given_up:
         result.remark("fallback", f"{taken.title} maps instead of the {title}: {why}")
     t1_axis, t2_axis, _ = dictionary.grid.axes
-    looks = verdict.remarks(found, (t1_axis[0], t1_axis[-1]), (t2_axis[0], t2_axis[-1]))
+    looks = verdict.remarks(
+        found,
+        (t1_axis[0], t1_axis[-1]),
+        (t2_axis[0], t2_axis[-1]),
+        corrected=is_corrected(taken.name, settings),
+    )
     for status, note in (*estimate.remarks, *_known_b1(given, its.mask)[1], *looks):
         result.remark(status, note)
     images, csm = (its.on_raster(part) for part in (estimate.coefficients, estimate.csm))
@@ -367,6 +372,13 @@ def wanted(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*order, "lowrank"]))
 
 
+def is_corrected(method: str, settings: Settings) -> bool:
+    """Whether a method takes out what undersampling does to the images."""
+    return method == "llr" or (
+        method == "inr" and settings.start == "corrected" and settings.correction_steps != 0
+    )
+
+
 def to_maps(images: Tensor, *, its: Slice, given: Given, scale: float) -> SliceMaps:
     """Match of subspace images `(K, H, W)`; `scale` is the unit of the data."""
     joint, mask = given.settings.b1 == "match", its.mask
@@ -399,9 +411,11 @@ def magnitude(bins: Tensor) -> float:
 def has_signal(kspace: SubspaceKspace, encoding: Encoding) -> bool:
     """Whether a slice holds an object: its k-space is denser in the middle than outside, noise is not.
 
-    That of the median interleaf counts, so that no single readout decides.
+    All coefficients count, since an inversion can leave next to nothing in the first one (a brain in 200
+    timepoints: 1.2 times as much in the middle as outside, in all together 215 times). That of the median
+    interleaf counts, so that no single readout decides.
     """
-    power = kspace.bins[:, 0].abs().square().sum(1)  # (I, S), first coefficient
+    power = kspace.bins.abs().square().sum((1, 2))  # (I, S)
     inner, outer = encoding.central, ~encoding.central
     if not bool(inner.any()) or not bool(outer.any()):
         return bool(power.any())

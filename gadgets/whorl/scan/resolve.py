@@ -28,6 +28,8 @@ COVERAGE = 0.9
 _SHORTEST_REPEATED = 16
 #: Share of a slice's readouts, or one of them, whose counters may be damaged.
 _DAMAGED = 0.01
+#: Between two samples of a receiver lies less.
+_LONGEST_DWELL_US = 100.0
 
 
 def inversion_time(header: Header, inversion_time_ms: float) -> float | None:
@@ -404,6 +406,32 @@ def check_agreement(train: Train, heads: NDArray[np.void], timepoint: NDArray[np
     """
     if why := disagreement(train, heads, timepoint):
         raise ScanError(f"{why}. Set property sequence to the train that was played")
+
+
+def check_room(train: Train, heads: NDArray[np.void]) -> None:
+    """Check that a readout fits into TR, as it does not if TR is in seconds.
+
+    Medians of both, because some pulses may have no readout, and a few headers may be damaged. A dwell time
+    that no receiver has (0, 100 µs and more) is not known.
+
+    Parameters
+    ----------
+    heads
+        `(R,)` headers of imaging readouts.
+
+    Raises
+    ------
+    ScanError
+        If it does not, with both values.
+    """
+    dwell_us = float(np.median(heads["sample_time_us"]))
+    readout_ms = dwell_us * float(np.median(heads["number_of_samples"])) / 1e3
+    tr_ms = float(np.median(train.tr_ms))
+    if 0 < dwell_us < _LONGEST_DWELL_US and readout_ms > tr_ms:
+        raise ScanError(
+            f"TR is {tr_ms:g} ms ({train.source}), a readout takes {readout_ms:g} ms: expected TR and TE in "
+            f"ms, with room for it. Set property sequence to the train that was played"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
