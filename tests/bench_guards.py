@@ -117,21 +117,20 @@ SCANS = (
     measured("texture", 128, 48, 300, 2e-3, 16),
     measured("texture", 128, 64, 500, 1e-3, 8, "golden-angle"),
     measured("texture", 64, 32, 200, 5e-3, 8),
-    # 300 mm wide, with corners that lie between the coils, and 400 mm wide, with all of the object inside.
+    # Corners that lie between the coils.
     measured("letters", 256, 96, 500, 1e-3, 8),
-    measured("letters", 256, 96, 500, 1e-3, 8, fov_mm=400),
-    measured("letters", 256, 96, 500, 5e-3, 8, "sequential", fov_mm=400),
-    measured("letters", 192, 96, 300, 1e-2, 8, fov_mm=400),
-    measured("letters", 128, 48, 200, 1e-3, 4, fov_mm=400),
-    measured("letters", 128, 32, 500, 3e-3, 1, fov_mm=400),
-    measured("letters", 96, 24, 250, 1e-2, 4, "sequential", fov_mm=400),
-    measured("letters", 64, 16, 300, 1e-3, 32, fov_mm=400),
-    measured("letters", 64, 24, 200, 2e-3, 2, "golden-angle", fov_mm=400),
+    measured("letters", 256, 96, 500, 5e-3, 8, "sequential"),
+    measured("letters", 192, 96, 300, 1e-2, 8),
+    measured("letters", 128, 48, 200, 1e-3, 4),
+    measured("letters", 128, 32, 500, 3e-3, 1),
+    measured("letters", 96, 24, 250, 1e-2, 4, "sequential"),
+    measured("letters", 64, 16, 300, 1e-3, 32),
+    measured("letters", 64, 24, 200, 2e-3, 2, "golden-angle"),
     # Cerebrospinal fluid, and both ends of the dictionary.
-    measured("letters", 128, 48, 400, 1e-3, 8, tissue=(4200, 1900), fov_mm=400),
-    measured("letters", 128, 48, 400, 1e-2, 8, tissue=(4200, 1900), fov_mm=400),
-    measured("letters", 128, 48, 400, 5e-3, 4, tissue=(4500, 2600), fov_mm=400),
-    measured("letters", 128, 48, 400, 1e-3, 8, tissue=(60, 7), fov_mm=400),
+    measured("letters", 128, 48, 400, 1e-3, 8, tissue=(4200, 1900)),
+    measured("letters", 128, 48, 400, 1e-2, 8, tissue=(4200, 1900)),
+    measured("letters", 128, 48, 400, 5e-3, 4, tissue=(4500, 2600)),
+    measured("letters", 128, 48, 400, 1e-3, 8, tissue=(60, 7)),
 )
 
 

@@ -27,6 +27,9 @@ _SIGMA = 4.0
 #: inside the object a sensitivity obeys Laplace's equation, whose solutions from sources outside fall with
 #: each degree by the ratio of the radii.
 _DEGREE, _FITS, _ENOUGH, _FALL = 12, 4, 8000, 0.2
+#: The combination of coils that is nowhere dark: steps towards it, and the share of the energy that counts as
+#: dark.
+_ASCENT, _DARK = 30, 1e-3
 #: Mean square of what a smooth phase may leave of the differences between neighbours, rad²; more is no phase.
 _SMOOTH_RAD2 = 0.5
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
@@ -251,11 +254,21 @@ def _shared_phase(
 
 
 def _without_the_objects_phase(data: Tensor, maps: Tensor) -> Tensor:
-    """Phase factor `(P,)` of maps `(C, P)` that is not the coils': as the combination of coils has it that is
-    strongest in images `(J, C, P)`. Maps that follow the sign of the object's images are no polynomials."""
+    """Phase factor `(P,)` of maps `(C, P)` that is not the coils': as a combination of coils has it. Maps
+    that follow the sign of the object's images are no polynomials.
+
+    Where the combination is dark its phase turns around a point, which no polynomial does either. It begins
+    as that which is strongest in images `(J, C, P)`, and ascends to the largest mean logarithm of what it
+    sees of the maps, relative to all that they see.
+    """
     rows = data.transpose(0, 1).flatten(1)
-    strongest = torch.linalg.eigh(rows @ rows.mH)[1][:, -1]
-    seen = strongest.conj() @ maps
+    combination = torch.linalg.eigh(rows @ rows.mH)[1][:, -1]
+    unit = _unit(maps)
+    seen = combination.conj() @ unit
+    for _ in range(_ASCENT):
+        combination = (unit / (seen.abs().square() + _DARK)) @ seen.conj()
+        combination = combination / torch.linalg.vector_norm(combination).clamp_min(1e-30)
+        seen = combination.conj() @ unit
     return torch.where(seen == 0, torch.ones_like(seen), seen.sgn())
 
 
