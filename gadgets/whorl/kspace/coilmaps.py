@@ -149,6 +149,11 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
         Unit norm over the coils in the mask. Their free phase is that of the images up to a sign, as far as
         it is smooth: that of the combined images is flat.
 
+    Raises
+    ------
+    FloatingPointError
+        If the images of the object are not finite.
+
     References
     ----------
     Ying & Sheng, Magn Reson Med 57:1196 (2007), doi:10.1002/mrm.21245 (polynomial maps, alternating fit).
@@ -170,6 +175,8 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     functions = functions / sizes[:, None]
     expected = _FALL ** (i + j).double()
     data, maps = coil_images[:, :, y, x].to(torch.complex128), start[:, y, x].to(torch.complex128)
+    if not bool(torch.isfinite(data.sum() + maps.sum()).all()):
+        raise FloatingPointError("the images that coil maps are to be made of are not finite")
     maps = maps * _without_the_objects_phase(data, maps).conj()
     coefficients = _fit_by_turns(data, maps, functions, expected)
     sampled = coefficients.T @ functions.to(data.dtype)

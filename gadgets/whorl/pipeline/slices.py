@@ -118,6 +118,8 @@ class Given:
     ----------
     encoding, dictionary, settings
         Of the scan.
+    scale
+        Unit of the data, by which they have been divided.
     b1
         Known transmit field; ``None``: not known.
     maps
@@ -127,6 +129,7 @@ class Given:
     encoding: Encoding
     dictionary: Dictionary
     settings: Settings
+    scale: float
     b1: B1Field | None = None
     maps: Callable[[Tensor], Tensor] | None = None
 
@@ -192,16 +195,15 @@ def reconstruct_slice(
     progress
         Takes what the method is at, from its thread; see `whorl.recon.slicedata.Progress`.
     """
-    # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
     scale = magnitude(kspace.bins)
     if not (math.isfinite(scale) and bool(torch.isfinite(kspace.bins).all())):
         raise ScanError("the folded data are not finite: expected numbers of at most 1e38")
-    given = Given(
-        encoding, dictionary, settings, b1, None if maps is None else partial(maps, kspace.matrix)
-    )  # fmt: skip
+    own_maps = None if maps is None else partial(maps, kspace.matrix)
+    given = Given(encoding, dictionary, settings, scale, b1, own_maps)
     result = SliceResult(no_maps(given), settings.method)
     if kspace.note:
         result.remark("degraded", kspace.note)
+    # Data in units of 1e-10 or 1e10 shall not leave the range of float32 where they are squared.
     kspace = kspace.scaled(1 / scale)
     if not has_signal(kspace, encoding):
         result.remark("degraded", "the slice has no signal, its maps are zero")
@@ -213,22 +215,10 @@ def reconstruct_slice(
         if not bool(its.mask.any()):
             result.remark("degraded", "no object stands out of the slice, its maps are zero")
             return result
-        match_it = partial(to_maps, its=its, given=given, scale=scale)
-
-        def attempt(name: str) -> Attempt[tuple[Estimate, SliceMaps]]:
-            def make(told: Progress) -> tuple[Estimate, SliceMaps]:
-                its_clock = Clock(result.seconds)
-                estimate = METHODS[name](its.data, settings, told)
-                if name != "lowrank" and not bool(torch.isfinite(estimate.coefficients).all()):
-                    raise FloatingPointError("its images are not finite")
-                its_clock.lap("fit")
-                found = match_it(estimate.coefficients)
-                its_clock.lap("match")
-                return estimate, found
-
-            return Attempt(name, NAMES[name], make)
-
-        attempts = [attempt(name) for name in wanted(settings)]
+        attempts = [
+            Attempt(name, NAMES[name], partial(images_and_maps, name, its, given, result.seconds))
+            for name in wanted(settings)
+        ]
         ready = None
         if settings.method != "lowrank" and (deadline is not None or on_lowrank is not None):
             ready = attempts[-1].make(ignore)
@@ -239,38 +229,9 @@ def reconstruct_slice(
     result.method, result.maps, result.diagnostics = taken.name, found, estimate.diagnostics
     for title, why in given_up:
         result.remark("fallback", f"{taken.title} maps instead of the {title}: {why}")
-    t1_axis, t2_axis, _ = dictionary.grid.axes
-    looks = verdict.remarks(
-        found,
-        (t1_axis[0], t1_axis[-1]),
-        (t2_axis[0], t2_axis[-1]),
-        corrected=is_corrected(taken.name, settings),
-    )
-    for status, note in (*estimate.remarks, *_known_b1(given, its.mask)[1], *looks):
+    for status, note in remarks(taken.name, estimate, found, its, given):
         result.remark(status, note)
-    images, csm = (its.on_raster(part) for part in (estimate.coefficients, estimate.csm))
-    phase = None if estimate.phase is None else its.on_raster(estimate.phase)
-    result.inside = Inside(
-        images,
-        phase,
-        its.mask,
-        lambda images: match_it(images[:, its.box[0], its.box[1]]),
-        estimate.losses,
-        Deviations(
-            kspace,
-            images,
-            phase,
-            csm,
-            its.mask,
-            found,
-            _known_b1(given, its.mask)[0],
-            encoding.nufft,
-            dictionary,
-            None if noise_sd is None else noise_sd / scale,
-            partial(_images_again, given=given, method=taken.name),
-        ),
-        None if estimate.refit is None else partial(_refit_on_raster, its, estimate.refit),
-    )
+    result.inside = inside(taken.name, estimate, found, its, given, kspace, noise_sd)
     return result
 
 
@@ -379,8 +340,28 @@ def is_corrected(method: str, settings: Settings) -> bool:
     )
 
 
-def to_maps(images: Tensor, *, its: Slice, given: Given, scale: float) -> SliceMaps:
-    """Match of subspace images `(K, H, W)`; `scale` is the unit of the data."""
+def images_and_maps(
+    name: str, its: Slice, given: Given, seconds: dict[str, float], progress: Progress
+) -> tuple[Estimate, SliceMaps]:
+    """What a method makes of a slice, and its maps.
+
+    Raises
+    ------
+    FloatingPointError
+        If the images are not finite; low-rank ones have no stand-in and are matched as they are.
+    """
+    clock = Clock(seconds)
+    estimate = METHODS[name](its.data, given.settings, progress)
+    if name != "lowrank" and not bool(torch.isfinite(estimate.coefficients).all()):
+        raise FloatingPointError("its images are not finite")
+    clock.lap("fit")
+    found = to_maps(estimate.coefficients, its, given)
+    clock.lap("match")
+    return estimate, found
+
+
+def to_maps(images: Tensor, its: Slice, given: Given) -> SliceMaps:
+    """Match of subspace images `(K, H, W)`."""
     joint, mask = given.settings.b1 == "match", its.mask
     found = match(
         images[:, mask[its.box]].T.contiguous(),
@@ -391,9 +372,59 @@ def to_maps(images: Tensor, *, its: Slice, given: Given, scale: float) -> SliceM
     return SliceMaps(
         t1_ms=_on_raster(found.t1_ms, mask),
         t2_ms=_on_raster(found.t2_ms, mask),
-        m0=_on_raster(found.m0.abs() * scale, mask),
+        m0=_on_raster(found.m0.abs() * given.scale, mask),
         quality=_on_raster(found.quality, mask),
         b1=_on_raster(found.b1, mask) if joint else None,
+    )
+
+
+def remarks(
+    name: str, estimate: Estimate, found: SliceMaps, its: Slice, given: Given
+) -> list[tuple[str, str]]:
+    """Pairs of status and why: of the method, of a known transmit field, and of how the maps look."""
+    t1_axis, t2_axis, _ = given.dictionary.grid.axes
+    looks = verdict.remarks(
+        found,
+        (t1_axis[0], t1_axis[-1]),
+        (t2_axis[0], t2_axis[-1]),
+        corrected=is_corrected(name, given.settings),
+    )
+    return [*estimate.remarks, *_known_b1(given, its.mask)[1], *looks]
+
+
+def inside(
+    name: str,
+    estimate: Estimate,
+    found: SliceMaps,
+    its: Slice,
+    given: Given,
+    kspace: SubspaceKspace,
+    noise_sd: float | None,
+) -> Inside:
+    """What the maps were made of, on the whole raster."""
+    images, csm = (its.on_raster(part) for part in (estimate.coefficients, estimate.csm))
+    phase = None if estimate.phase is None else its.on_raster(estimate.phase)
+    deviations = Deviations(
+        kspace,
+        images,
+        phase,
+        csm,
+        its.mask,
+        found,
+        _known_b1(given, its.mask)[0],
+        given.encoding.nufft,
+        given.dictionary,
+        None if noise_sd is None else noise_sd / given.scale,
+        partial(_images_again, given=given, method=name),
+    )
+    return Inside(
+        images,
+        phase,
+        its.mask,
+        lambda images: to_maps(images[:, its.box[0], its.box[1]], its, given),
+        estimate.losses,
+        deviations,
+        None if estimate.refit is None else partial(_refit_on_raster, its, estimate.refit),
     )
 
 
