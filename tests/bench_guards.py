@@ -234,7 +234,6 @@ UNSEEN = {
     "flip angles / 2": "other T2 explain it",
     "flip angles constant": "other T2 explain it",
     "TR / 2": "T1 and T2 of half the length explain it",
-    "phase jump π": "the coefficients are real on both sides; border pixels cancel",
     "gradients 2 µs late": "blurs alike at all timepoints",
     "gradients 5 µs late": "blurs alike at all timepoints",
 }

@@ -323,7 +323,7 @@ def test_a_whole_scan_gives_the_maps_of_the_cpu_and_waits_in_no_loop(method: str
         here = scan.copy().run(**properties, **length)
         there, counted = run_on_pretend_device(scan.copy(), **properties, **length)
         assert there.outcome == here.outcome
-        assert there.outcome.exit_code == 0
+        assert not there.outcome.failures  # a fit of three iterations is bad, and called so
         for role in QUANTITIES:
             a, b = there.physical(role), here.physical(role)
             assert np.isclose(a, b, rtol=APART).mean() > 0.995

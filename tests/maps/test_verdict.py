@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from scan_edit import Scan
 from whorl.config import Settings
 from whorl.maps.images import SliceMaps
-from whorl.maps.verdict import remarks
+from whorl.maps.verdict import half_turns, remarks
 from whorl.pipeline.slices import is_corrected
 from whorl.simulation.scan import simulate
 
@@ -100,3 +101,35 @@ def test_an_inversion_that_nobody_told_is_not_complete(scan: Scan, method: str) 
     assert meta["whorl_status"] == "degraded"
     assert "match the dictionary" in meta["whorl_notes"] or "ends of the dictionary" in meta["whorl_notes"]
     assert "inversion" in meta["whorl_notes"]
+
+
+@pytest.mark.parametrize("turn", [np.pi, -2.6, 1.5, 0.0])
+def test_a_jump_of_the_phase_by_half_a_turn_is_told(turn: float) -> None:
+    found = maps()
+    inside = found.t1_ms > 0
+    smooth = np.exp(0.05j * np.arange(20))
+    jumped = replace(
+        found,
+        turn=(inside * smooth * np.where(np.arange(20) < 10, 1, np.exp(1j * turn))).astype(np.complex64),
+    )
+    told = remarks(jumped, T1, T2)
+    if abs(turn) < 2:  # leaves an imaginary part, which is seen elsewhere
+        assert told == []
+        return
+    ((status, why),) = told
+    assert status == "degraded"
+    # Six of sixteen columns.
+    assert "the phase jumps by half a turn beside 37.5% of the object" in why
+    # Along the other axis too; and not where there is next to no signal.
+    assert half_turns(replace(jumped, turn=jumped.turn.T)) == 0.375
+    dark = np.where(np.arange(20) < 10, 0.01, 1).astype(np.float32)
+    assert half_turns(replace(jumped, m0=found.m0 * dark)) == 0
+
+
+@pytest.mark.parametrize("method", ["lowrank", "llr", "inr"])
+def test_a_scan_whose_phase_jumps_by_half_a_turn_is_degraded(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    simulate(path, phantom="brain", matrix=64, timepoints=200, interleaves=24, coils=4, phase_jump_rad=np.pi)
+    result = Scan.load(path).run(method=method)
+    assert result.of("T1").meta["whorl_status"] == "degraded"
+    assert "jumps by half a turn" in result.said

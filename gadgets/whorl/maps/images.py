@@ -35,13 +35,14 @@ _MOST_LOSSES = 100
 @dataclass(frozen=True, slots=True)
 class SliceMaps:
     """Maps of one slice, each `(Y, X)` float32, 0 outside the object: ms, ms, a.u., 0 to 1, and the relative
-    transmit field where it was matched."""
+    transmit field where it was matched. `turn` is the phase factor of m0, complex64."""
 
     t1_ms: NDArray[np.float32]
     t2_ms: NDArray[np.float32]
     m0: NDArray[np.float32]
     quality: NDArray[np.float32]
     b1: NDArray[np.float32] | None = None
+    turn: NDArray[np.complex64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -355,26 +356,29 @@ def images_and_maps(
     if name != "lowrank" and not bool(torch.isfinite(estimate.coefficients).all()):
         raise FloatingPointError("its images are not finite")
     clock.lap("fit")
-    found = to_maps(estimate.coefficients, its, given)
+    found = to_maps(estimate.coefficients, its, given, estimate.phase)
     clock.lap("match")
     return estimate, found
 
 
-def to_maps(images: Tensor, its: Slice, given: Given) -> SliceMaps:
-    """Match of subspace images `(K, H, W)`."""
+def to_maps(images: Tensor, its: Slice, given: Given, phase: Tensor | None = None) -> SliceMaps:
+    """Match of subspace images `(K, H, W)`, which may lack a phase factor `(H, W)`."""
     joint, mask = given.settings.b1 == "match", its.mask
+    there = mask[its.box]
     found = match(
-        images[:, mask[its.box]].T.contiguous(),
+        images[:, there].T.contiguous(),
         given.dictionary,
         b1=_known_b1(given, mask)[0],
         refine=given.settings.refine == "on",
     )
+    turn = found.m0.sgn().to(torch.complex64)
     return SliceMaps(
         t1_ms=_on_raster(found.t1_ms, mask),
         t2_ms=_on_raster(found.t2_ms, mask),
         m0=_on_raster(found.m0.abs() * given.scale, mask),
         quality=_on_raster(found.quality, mask),
         b1=_on_raster(found.b1, mask) if joint else None,
+        turn=_on_raster(turn if phase is None else turn * phase[there], mask),
     )
 
 
@@ -526,7 +530,9 @@ def _known_b1(given: Given, mask: Tensor) -> tuple[Tensor | None, tuple[tuple[st
     return torch.from_numpy(values).to(mask.device), tuple(remarks)
 
 
-def _on_raster(values: Tensor, mask: Tensor) -> NDArray[np.float32]:
-    image = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    image[mask] = values.float()
+def _on_raster(values: Tensor, mask: Tensor) -> NDArray[Any]:
+    """`(V,)` to `(Y, X)`: float32 or complex64."""
+    kind = torch.complex64 if values.is_complex() else torch.float32
+    image = torch.zeros(mask.shape, dtype=kind, device=mask.device)
+    image[mask] = values.to(kind)
     return image.cpu().numpy()
