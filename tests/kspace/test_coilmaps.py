@@ -21,6 +21,7 @@ from whorl.kspace.coilmaps import (
     polynomial_maps,
     read_external_maps,
 )
+from whorl.kspace.coilmaps import polynomials as within
 from whorl.scan.failure import ScanError
 from whorl.simulation.phantoms import coil_maps as simulated_maps
 
@@ -133,7 +134,7 @@ def sharp(shape: tuple[int, int], what: str) -> Tensor:
 def both_maps(images: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Polynomials, and the maps of the centre of k-space that they begin with."""
     walsh = maps_from_centre(images)
-    return polynomial_maps(images, inside, walsh), walsh
+    return polynomial_maps(images, within(inside), walsh), walsh
 
 
 @pytest.mark.parametrize("what", ["nothing", "magnitude", "phase", "sign"])
@@ -204,10 +205,10 @@ def test_only_every_other_pixel_of_a_large_object_is_looked_at() -> None:
     images, inside = scene(shape, noise=0.01)
     start = smooth_maps(shape)
     assert int(inside.sum()) > 8000
-    found = polynomial_maps(images, inside, start)
+    found = polynomial_maps(images, within(inside), start)
     other = images.clone()
     other[..., 1::2, :] = other[..., 1::2] = 1e3
-    assert torch.equal(polynomial_maps(other, inside, start), found)
+    assert torch.equal(polynomial_maps(other, within(inside), start), found)
     assert distance(found, start, inside) < 0.01
 
 
@@ -215,7 +216,9 @@ def test_the_unit_of_the_images_does_not_matter() -> None:
     images, inside = scene((24, 31))
     found, walsh = both_maps(images, inside)
     for scale in (2.0**-60, 2.0**60):  # powers of two change no digit
-        torch.testing.assert_close(polynomial_maps(scale * images, inside, walsh), found, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            polynomial_maps(scale * images, within(inside), walsh), found, rtol=0, atol=1e-6
+        )
 
 
 def test_where_the_start_says_nothing_the_polynomials_do() -> None:
@@ -223,7 +226,7 @@ def test_where_the_start_says_nothing_the_polynomials_do() -> None:
     _, walsh = both_maps(images, inside)
     half = walsh.clone()
     half[:, :, :12] = 0
-    found = polynomial_maps(images, inside, half)
+    found = polynomial_maps(images, within(inside), half)
     assert float(overlap(found, smooth_maps((40, 31)), inside).min()) > 0.999
 
 
@@ -247,15 +250,15 @@ def test_nothing_comes_of_nothing() -> None:
     images, inside = scene((20, 17))
     walsh = maps_from_centre(images)
     none = torch.zeros_like(inside)
-    assert float(polynomial_maps(images, none, walsh).abs().max()) == 0
+    assert float(polynomial_maps(images, within(none), walsh).abs().max()) == 0
     for start in (walsh, torch.zeros_like(walsh)):
-        assert bool(torch.isfinite(polynomial_maps(0 * images, inside, start).abs()).all())
+        assert bool(torch.isfinite(polynomial_maps(0 * images, within(inside), start).abs()).all())
 
 
 def test_one_coil_keeps_the_map_that_it_has() -> None:
     images, inside = scene((20, 17))
     one = smooth_maps((20, 17))[:1]
-    assert torch.equal(polynomial_maps(images[:, :1], inside, one), one * inside)
+    assert torch.equal(polynomial_maps(images[:, :1], within(inside), one), one * inside)
 
 
 # --- Maps from elsewhere --------------------------------------------------------------------------------
@@ -402,6 +405,6 @@ def test_an_object_between_the_coils_has_maps() -> None:
     inside = (x.abs() < 0.47) & (y.abs() < 0.47)
     images = torch.stack([(1 + 0.3 * torch.sin(30 * x + k)) / (k + 1) for k in range(K)]) * inside
     coil_images = images[:, None] * true + 1e-3 * complex_normal(K, 8, 80, 80, seed=3)
-    found = polynomial_maps(coil_images, inside, maps_from_centre(coil_images))
+    found = polynomial_maps(coil_images, within(inside), maps_from_centre(coil_images))
     # 0.020; 0.035 with the strongest combination as reference. What is left lies at the coils themselves.
     assert float((1 - overlap(found, true, inside)).mean()) < 0.025

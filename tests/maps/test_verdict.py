@@ -105,14 +105,15 @@ def test_an_inversion_that_nobody_told_is_not_complete(scan: Scan, method: str) 
 
 @pytest.mark.parametrize("turn", [np.pi, -2.6, 1.5, 0.0])
 def test_a_jump_of_the_phase_by_half_a_turn_is_told(turn: float) -> None:
-    found = maps()
+    found = maps(quality=0.999)
     inside = found.t1_ms > 0
     smooth = np.exp(0.05j * np.arange(20))
     jumped = replace(
         found,
         turn=(inside * smooth * np.where(np.arange(20) < 10, 1, np.exp(1j * turn))).astype(np.complex64),
     )
-    told = remarks(jumped, T1, T2)
+    assert remarks(jumped, T1, T2) == []  # of images that are not corrected the sign says little
+    told = remarks(jumped, T1, T2, corrected=True)
     if abs(turn) < 2:  # leaves an imaginary part, which is seen elsewhere
         assert told == []
         return
@@ -126,7 +127,7 @@ def test_a_jump_of_the_phase_by_half_a_turn_is_told(turn: float) -> None:
     assert half_turns(replace(jumped, m0=found.m0 * dark)) == 0
 
 
-@pytest.mark.parametrize("method", ["lowrank", "llr", "inr"])
+@pytest.mark.parametrize("method", ["llr", "inr"])
 def test_a_scan_whose_phase_jumps_by_half_a_turn_is_degraded(method: str, tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
     simulate(path, phantom="brain", matrix=64, timepoints=200, interleaves=24, coils=4, phase_jump_rad=np.pi)

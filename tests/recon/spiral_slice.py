@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kspace.spirals import complex_normal, rotated_spiral
 from whorl.kspace.accumulate import fold, fold_gram
-from whorl.kspace.coilmaps import polynomial_maps
+from whorl.kspace.coilmaps import polynomial_maps, polynomials
 from whorl.kspace.coils import coil_maps, combine
 from whorl.kspace.density import density_compensation
 from whorl.kspace.nufft import Nufft, make_nufft
@@ -123,7 +123,7 @@ class Measured:
         clean = adjoint_coil_images(told_apart, self.dcf, self.nufft)[..., BOX[0], BOX[1]]
         csm = coil_maps(coil_images if maps == "x0" else clean)
         if maps == "polynomial":
-            csm = polynomial_maps(clean, self.mask, csm)
+            csm = polynomial_maps(clean, polynomials(self.mask), csm)
         elif maps == "true":
             csm = self.csm
         return SliceData(
@@ -134,7 +134,7 @@ class Measured:
             ENERGIES,
             self.sampling(),
             share=SHAPE[0] / FIELD[0],
-            fixed_maps=maps == "true",
+            polynomials=None if maps == "true" else polynomials(self.mask),
         )
 
     def error(self, images: Tensor, csm: Tensor) -> float:

@@ -295,7 +295,7 @@ def test_the_preconditioner_saves_steps(sequential: Measured, kernel: Kernel) ->
 def test_with_fixed_maps_only_the_phase_is_refined(order: str, least: float) -> None:
     measured = measure(order=order)
     data = measured.slice_data("true")
-    assert data.fixed_maps
+    assert data.polynomials is None
     start = corrected_start(data, measured.kernel(), steps=12, refined_every=4)
     assert torch.equal(start.data.csm, measured.csm)
     assert not torch.equal(start.phase, begin(data, start.kernel, real=True).phase)

@@ -172,7 +172,7 @@ import torch
 
 assert torch.get_num_threads() == int(sys.argv[1])
 
-from whorl.kspace.coilmaps import maps_from_centre, polynomial_maps
+from whorl.kspace.coilmaps import maps_from_centre, polynomial_maps, polynomials
 from whorl.kspace.nufft import make_nufft
 from whorl.recon.guide import guide, joint_bilateral
 from whorl.recon.inr import fit_inr
@@ -208,7 +208,7 @@ with one_thread():
     guided = guide(images, mask)
     show("guide", guided)
     coil_images = images[:3, None] * maps * mask + 0.05 * noise(3, C, *shape)
-    show("polynomial_maps", polynomial_maps(coil_images, mask, maps_from_centre(coil_images)))
+    show("polynomial_maps", polynomial_maps(coil_images, polynomials(mask), maps_from_centre(coil_images)))
     for options in ({"guide": guided}, {"guide": guided, "iterations": 3}, {"iterations": 3},
                     {"iterations": 3, "encoder": "hash"}, {"iterations": 3, "fit": "adam"}):
         fit = fit_inr(images, mask, **options)

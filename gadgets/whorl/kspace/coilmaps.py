@@ -27,9 +27,9 @@ _SIGMA = 4.0
 #: inside the object a sensitivity obeys Laplace's equation, whose solutions from sources outside fall with
 #: each degree by the ratio of the radii.
 _DEGREE, _FITS, _ENOUGH, _FALL = 12, 4, 8000, 0.2
-#: The combination of coils that is nowhere dark: steps towards it, and the share of the energy that counts as
-#: dark.
-_ASCENT, _DARK = 30, 1e-3
+#: Steps to the strongest combination of coils, from there to one that is nowhere dark, and the share of the
+#: energy that counts as dark.
+_POWER, _ASCENT, _DARK = 10, 30, 1e-3
 #: Mean square of what a smooth phase may leave of the differences between neighbours, rad²; more is no phase.
 _SMOOTH_RAD2 = 0.5
 #: ESPIRiT: width of the calibration region and of the kernel in k-space, threshold of the singular values,
@@ -124,8 +124,73 @@ def maps_from_centre(coil_images: Tensor, method: str = "walsh") -> Tensor:
     return _unit(enlarge(maps, shape))
 
 
-def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
-    """Coil maps `(C, Y, X)` that are polynomials of the place, fitted to images of the coils.
+@dataclass(frozen=True, slots=True, eq=False)
+class Polynomials:
+    """Of the place, within an object: what does not depend on the images. Without an object there are none.
+
+    Letters: N polynomials, P pixels that are looked at.
+
+    Parameters
+    ----------
+    mask
+        Boolean `(H, W)`: the object.
+    y, x
+        `(P,)`: lines and columns of the pixels.
+    neighbours
+        `(2, n)`: which of them lie side by side.
+    degrees
+        `(2, N)` along y and x.
+    along
+        `(_DEGREE + 1, H)` and `(_DEGREE + 1, W)`.
+    functions
+        `(N, P)`, with a root mean square of 1.
+    sizes
+        `(N,)` that they had before.
+    """
+
+    mask: Tensor
+    y: Tensor
+    x: Tensor
+    neighbours: Tensor
+    degrees: Tensor
+    along: tuple[Tensor, Tensor]
+    functions: Tensor
+    sizes: Tensor
+
+    @property
+    def expected(self) -> Tensor:
+        """Prior variance `(N,)` of the coefficients."""
+        return _FALL ** self.degrees.sum(0).double()
+
+
+def polynomials(mask: Tensor) -> Polynomials:
+    """Polynomials within an object, a boolean `(H, W)`."""
+    rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
+    along_y, along_x = (
+        _legendre(n, *((int(inside[0]), int(inside[-1])) if len(inside) else (0, 0)), mask.device)
+        for n, inside in zip(mask.shape, (rows, columns), strict=True)
+    )
+    places = torch.arange(_DEGREE + 1, device=mask.device)
+    degrees = torch.nonzero(places[:, None] + places <= _DEGREE).T
+    step = 2 if int(mask.sum()) > _ENOUGH else 1
+    looked_at = mask[::step, ::step]
+    y, x = torch.nonzero(looked_at).T * step
+    functions = along_y[degrees[0]][:, y] * along_x[degrees[1]][:, x]
+    sizes = functions.square().mean(1).sqrt().clamp_min(1e-30)
+    numbers = torch.where(looked_at, looked_at.flatten().cumsum(0).reshape(looked_at.shape) - 1, -1)
+    sides = [
+        torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]),
+        torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]),
+    ]
+    pairs = torch.cat(sides, 1)
+    neighbours = pairs[:, (pairs >= 0).all(0)]
+    return Polynomials(
+        mask, y, x, neighbours, degrees, (along_y, along_x), functions / sizes[:, None], sizes
+    )  # fmt: skip
+
+
+def polynomial_maps(coil_images: Tensor, basis: Polynomials, start: Tensor) -> Tensor:
+    """Coil maps `(C, H, W)` that are polynomials of the place, fitted to images of the coils.
 
     ``min Σ_r w |d_jc(r) - m_c(r) x_j(r)|²`` over images x and maps m by turns: what the coils have in common,
     the object and its phase however sharp, is x; what is left, the ratios of the coils, is as smooth as their
@@ -137,11 +202,11 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     Parameters
     ----------
     coil_images
-        Complex `(J, C, Y, X)`.
-    mask
-        Boolean `(Y, X)`: where the object is; maps are 0 outside.
+        Complex `(J, C, H, W)`.
+    basis
+        Of the object; maps are 0 outside.
     start
-        `(C, Y, X)` maps to begin with.
+        `(C, H, W)` maps to begin with.
 
     Returns
     -------
@@ -149,45 +214,26 @@ def polynomial_maps(coil_images: Tensor, mask: Tensor, start: Tensor) -> Tensor:
         Unit norm over the coils in the mask. Their free phase is that of the images up to a sign, as far as
         it is smooth: that of the combined images is flat.
 
-    Raises
-    ------
-    FloatingPointError
-        If the images of the object are not finite.
-
     References
     ----------
     Ying & Sheng, Magn Reson Med 57:1196 (2007), doi:10.1002/mrm.21245 (polynomial maps, alternating fit).
     """
-    if len(start) < 2 or not bool(mask.any()):
-        return start * mask
-    rows, columns = torch.nonzero(mask.any(1))[:, 0], torch.nonzero(mask.any(0))[:, 0]
-    along_y, along_x = (
-        _legendre(n, int(inside[0]), int(inside[-1]), mask.device)
-        for n, inside in zip(mask.shape, (rows, columns), strict=True)
-    )
-    places = torch.arange(_DEGREE + 1, device=mask.device)
-    i, j = torch.nonzero(places[:, None] + places <= _DEGREE).T
-    step = 2 if int(mask.sum()) > _ENOUGH else 1
-    looked_at = mask[::step, ::step]
-    y, x = torch.nonzero(looked_at).T * step
-    functions = along_y[i][:, y] * along_x[j][:, x]  # (N, P)
-    sizes = functions.square().mean(1).sqrt().clamp_min(1e-30)
-    functions = functions / sizes[:, None]
-    expected = _FALL ** (i + j).double()
+    if len(start) < 2 or not len(basis.y):
+        return start * basis.mask
+    y, x, functions, expected = basis.y, basis.x, basis.functions, basis.expected
     data, maps = coil_images[:, :, y, x].to(torch.complex128), start[:, y, x].to(torch.complex128)
-    if not bool(torch.isfinite(data.sum() + maps.sum()).all()):
-        raise FloatingPointError("the images that coil maps are to be made of are not finite")
     maps = maps * _without_the_objects_phase(data, maps).conj()
     coefficients = _fit_by_turns(data, maps, functions, expected)
     sampled = coefficients.T @ functions.to(data.dtype)
     images = (data * sampled.conj()).sum(1) / sampled.abs().square().sum(0).clamp_min(1e-30)
-    numbers = torch.where(looked_at, looked_at.flatten().cumsum(0).reshape(looked_at.shape) - 1, -1)
-    phase, constant = _shared_phase(images, numbers, functions, expected)
+    phase, constant = _shared_phase(images, basis.neighbours, functions, expected)
     table = coefficients.new_zeros((len(start) + 1, _DEGREE + 1, _DEGREE + 1))
-    table[:, i, j] = (torch.cat([coefficients, phase[:, None].to(table.dtype)], 1) / sizes[:, None]).T
+    both = torch.cat([coefficients, phase[:, None].to(table.dtype)], 1) / basis.sizes[:, None]
+    table[:, basis.degrees[0], basis.degrees[1]] = both.T
+    along_y, along_x = basis.along
     whole = along_y.T.to(table.dtype) @ table @ along_x.to(table.dtype)
     turn = torch.polar(torch.ones_like(whole[-1].real), whole[-1].real + constant)
-    return (_unit(whole[:-1]) * turn * mask).to(coil_images.dtype)
+    return (_unit(whole[:-1]) * turn * basis.mask).to(coil_images.dtype)
 
 
 def _fit_by_turns(data: Tensor, maps: Tensor, functions: Tensor, expected: Tensor) -> Tensor:
@@ -222,7 +268,7 @@ def _fit_by_turns(data: Tensor, maps: Tensor, functions: Tensor, expected: Tenso
 
 
 def _shared_phase(
-    images: Tensor, numbers: Tensor, functions: Tensor, expected: Tensor
+    images: Tensor, neighbours: Tensor, functions: Tensor, expected: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Polynomial of the phase that images `(J, P)` share: real coefficients `(N,)`, and a constant.
 
@@ -231,18 +277,13 @@ def _shared_phase(
 
     Parameters
     ----------
-    numbers
-        Raster `(Y', X')` of the places; -1 where there is none.
+    neighbours
+        Places `(2, n)` that lie side by side.
     functions, expected
         As for `_fit_by_turns`.
     """
     squares = images.square().sum(0)
-    sides = [
-        torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]),
-        torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]),
-    ]
-    pairs = torch.cat(sides, 1)
-    one, other = pairs[:, (pairs >= 0).all(0)]
+    one, other = neighbours
     product = squares[other] * squares[one].conj()
     weight = product.abs().sqrt().sqrt()
     weight = weight / weight.mean().clamp_min(1e-300)
@@ -269,7 +310,11 @@ def _without_the_objects_phase(data: Tensor, maps: Tensor) -> Tensor:
     sees of the maps, relative to all that they see.
     """
     rows = data.transpose(0, 1).flatten(1)
-    combination = torch.linalg.eigh(rows @ rows.mH)[1][:, -1]
+    energy = rows @ rows.mH
+    brightest = energy.diagonal().real.argmax().reshape(1)
+    combination = energy.index_select(1, brightest)[:, 0]
+    for _ in range(_POWER):  # to the strongest
+        combination = energy @ (combination / torch.linalg.vector_norm(combination).clamp_min(1e-30))
     unit = _unit(maps)
     seen = combination.conj() @ unit
     for _ in range(_ASCENT):

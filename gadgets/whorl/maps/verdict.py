@@ -27,9 +27,9 @@ _ENDS = 0.85
 #: What lies so near an end, relative to it, is at it.
 _AT = 0.005
 #: Pixels apart, m0 relative to the median, and quality of places whose phases are compared; and the share of
-#: the object that may lie so near a jump by half a turn. Clean scans: 0 (INR, but for 0.011 of a small plate
-#: between two coils), 0.003 (low-rank); a jump along one border in the object: 0.042 to 0.11.
-_APART, _STRONG, _MATCHED, _TURNED = 3, 0.3, 0.8, 0.01
+#: the object that may lie so near a jump by half a turn. Clean scans: 0 (but 0.011 of a small plate between
+#: two coils); a jump along one border in the object: 0.042 to 0.11.
+_APART, _STRONG, _MATCHED, _TURNED = 3, 0.3, 0.99, 0.01
 
 
 def remarks(
@@ -78,7 +78,8 @@ def remarks(
             f"train, its inversion or its units (TR and TE in ms, flip angles in degrees) are not those that "
             f"were played, or noise is all there is"
         )
-    turned = half_turns(maps)
+    # What a biased image is matched to may have the other sign.
+    turned = half_turns(maps) if corrected else 0.0
     if turned > _TURNED:
         found.append(
             f"the phase jumps by half a turn beside {turned:.1%} of the object, expected {_TURNED:.0%} at "

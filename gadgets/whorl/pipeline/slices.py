@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whorl.config import Settings
-from whorl.kspace.coilmaps import maps_from_centre, polynomial_maps
+from whorl.kspace.coilmaps import maps_from_centre, polynomial_maps, polynomials
 from whorl.kspace.coils import combine
 from whorl.kspace.slicebuffer import SubspaceKspace
 from whorl.maps import verdict
@@ -257,8 +257,10 @@ def prepare(kspace: SubspaceKspace, given: Given) -> Slice:
     coil_images, clean, csm, around = (
         whole[..., rows, columns] for whole in (coil_images, clean, csm, around)
     )  # fmt: skip
-    if found and given.maps is None and way == "polynomial":
-        csm = polynomial_maps(clean, around, csm)
+    refined = given.maps is None and way != "espirit"
+    basis = polynomials(around) if refined else None
+    if basis is not None and way == "polynomial":
+        csm = polynomial_maps(clean, basis, csm)
     data = SliceData(
         coil_images,
         csm,
@@ -267,7 +269,7 @@ def prepare(kspace: SubspaceKspace, given: Given) -> Slice:
         energies,
         Sampling(kspace.gram, encoding.dcf, encoding.points, encoding.nufft, given.settings.nufft),
         share=max(around.shape) / max(mask.shape),
-        fixed_maps=given.maps is not None or way == "espirit",
+        polynomials=basis,
     )
     return Slice(data, (rows, columns), mask)
 

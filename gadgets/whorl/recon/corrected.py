@@ -185,7 +185,8 @@ def refine(start: Start) -> Start:
     estimate = start.phase * start.z * data.mask
     missed = data.coil_images - Normal(start.kernel, data.csm).coil_images(estimate)
     corrected = estimate[:, None] * data.csm + data.mask * missed  # (K, C, H, W)
-    csm = data.csm if data.fixed_maps else polynomial_maps(corrected[:J], data.mask, data.csm)
+    basis = data.polynomials
+    csm = data.csm if basis is None else polynomial_maps(corrected[:J], basis, data.csm)
     phase = start.phase
     if start.z.is_complex():  # z is turned as the old maps are
         csm = csm * (csm.conj() * data.csm).sum(0).sgn()

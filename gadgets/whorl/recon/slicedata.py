@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from whorl.kspace.coilmaps import Polynomials
 from whorl.kspace.coils import combine
 from whorl.recon.inr import InrFit, Watch
 from whorl.recon.normal import Sampling
@@ -39,8 +40,8 @@ class SliceData:
         Of k-space.
     share
         Longer side of the box relative to that of the field of view.
-    fixed_maps
-        Whether the coil maps are given and shall not be refined.
+    polynomials
+        Of which refined coil maps are made; ``None``: the maps are given and shall not be refined.
     """
 
     coil_images: Tensor
@@ -50,7 +51,7 @@ class SliceData:
     energies: Tensor
     sampling: Sampling
     share: float = 1.0
-    fixed_maps: bool = False
+    polynomials: Polynomials | None = None
 
     @property
     def x0(self) -> Tensor:
