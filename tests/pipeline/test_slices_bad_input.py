@@ -26,7 +26,7 @@ from whorl.simulation.scan import simulate
 from whorl.simulation.signals import jiang_train
 
 #: Few iterations: what comes of them is not judged here.
-_FEW = {"iterations": 25, "llr_iterations": 2}
+_FEW = {"iterations": 60, "llr_iterations": 2}
 METHODS: dict[str, dict[str, Any]] = {
     "inr": {"method": "inr"},
     "inr without guide": {"method": "inr", "guide": "off", **_FEW},
