@@ -192,7 +192,7 @@ class _Scan:
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary", **of_scan)
         self._dictionary: Future[Dictionary] | None = None
         self._train = sources.train
-        if settings.method == "inr":
+        if settings.iterates:
             self._worker.submit(warm_up)
         if self._train is not None:
             try:
