@@ -450,3 +450,21 @@ def test_the_environment_sets_properties_and_nothing_else():
         {"WHORL_PROPERTY_CACHE_DIR": "/x", "WHORL_PORT": "tcp://1", "PATH": "/"}
     )
     assert found == {"cache_dir": "/x"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "iterates"),
+    [
+        ({}, False),
+        ({"iterations": 1}, True),
+        ({"guide": "off"}, True),
+        ({"guide": "off", "iterations": 0}, False),
+        ({"fit": "adam"}, True),
+        ({"preset": "seed"}, True),
+        ({"encoder": "hash"}, True),  # which has no guide
+        ({"method": "llr", "iterations": 5}, False),
+    ],
+    ids=str,
+)
+def test_whether_a_fit_iterates(properties: dict[str, object], iterates: bool) -> None:
+    assert Settings.from_properties(properties).iterates == iterates

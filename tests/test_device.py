@@ -41,6 +41,7 @@ from whorl.recon.lowrank import adjoint_coil_images
 from whorl.recon.mask import box_around, object_mask, widen
 from whorl.recon.normal import Kernel, Normal, Sampling, make_kernel
 from whorl.scan.failure import ScanError
+from whorl.simulation.scan import simulate
 
 CPU = torch.device("cpu")
 T, K, C, I, S = 40, 3, 4, 8, 60  # noqa: E741 - the field's letter
@@ -325,24 +326,48 @@ METHODS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def uneven_scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    """Interleaves in sequential order: coil maps and phase are refined between steps of the correction."""
+    path = tmp_path_factory.mktemp("uneven") / "scan.h5"
+    simulate(path, phantom="nist", timepoints=120, interleaves=24, coils=4, matrix=64, order="sequential")
+    return Scan.load(path)
+
+
+def on_both(scan: Scan, **properties: Any) -> Transfers:
+    """Assert that a scan gives the same maps on the CPU and on the device; what it transferred there."""
+    here = scan.copy().run(**properties)
+    there, counted = run_on_pretend_device(scan.copy(), **properties)
+    assert there.outcome == here.outcome
+    assert not there.outcome.failures  # a fit of three iterations is bad, and called so
+    for role in QUANTITIES:
+        a, b = there.physical(role), here.physical(role)
+        assert np.isclose(a, b, rtol=APART).mean() > 0.995
+        assert np.median(np.abs(a - b)[b > 0] / b[b > 0]) < 1e-3
+    assert (here.physical("T1") > 0).sum() > 1000
+    return counted
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_scan_gives_the_maps_of_the_cpu_and_waits_in_no_loop(method: str, scan: Scan) -> None:
     properties, lengths = METHODS[method]
     waits = []
     for length in lengths:
-        here = scan.copy().run(**properties, **length)
-        there, counted = run_on_pretend_device(scan.copy(), **properties, **length)
-        assert there.outcome == here.outcome
-        assert not there.outcome.failures  # a fit of three iterations is bad, and called so
-        for role in QUANTITIES:
-            a, b = there.physical(role), here.physical(role)
-            assert np.isclose(a, b, rtol=APART).mean() > 0.995
-            assert np.median(np.abs(a - b)[b > 0] / b[b > 0]) < 1e-3
-        assert (here.physical("T1") > 0).sum() > 1000
+        counted = on_both(scan, **properties, **length)
         # How often the match asks who is not done depends on the data.
         waits.append(Counter(event for event in counted.waits if not event.line.startswith("physics/")))
     grown = waits[-1] - waits[0]
     assert {event.operation for event in grown} <= ({"aten::_linalg_eigh"} if method == "llr" else set())
+
+
+def test_an_uneven_order_gives_the_maps_of_the_cpu(uneven_scan: Scan) -> None:
+    waits = []
+    for n in (6, 12):
+        counted = on_both(uneven_scan, method="inr", correction_steps=n)
+        waits.append(Counter(event for event in counted.waits if not event.line.startswith("physics/")))
+    # Each third step the coil maps are fitted again, and that asks the device; the steps do not.
+    grown = waits[1] - waits[0]
+    assert {event.line.split(":")[0] for event in grown} == {"kspace/coilmaps.py"}
 
 
 # --- Which device it is -------------------------------------------------------------------------------------

@@ -102,7 +102,8 @@ class Settings:
     fit_frames: int = _setting(
         0,
         "pictures of the fit (subspace images, maps, joint features), as series 41 to 44, for the "
-        "animation of a report: so many of each slice; the fit is made once more for them",
+        "animation of a report: so many of each slice, but no more than the fit has iterations, and one "
+        "without any, as by default; guide=off has 100. The fit is made once more for them",
         low=0,
         high=60,
         changes_maps=False,
@@ -317,7 +318,8 @@ class Settings:
     )
     correction_steps: int = _setting(
         -1,
-        "conjugate-gradient steps of the corrected start; -1: 4, and 12 for an uneven order of interleaves",
+        "conjugate-gradient steps of the corrected start (method=inr alone); -1: 4, and 12 for an uneven "
+        "order of interleaves",
         low=-1,
         high=100,
     )
@@ -365,11 +367,12 @@ class Settings:
     hidden: int = _setting(0, "width of the MLP; 0: 16 for guide=on, else 64", low=0, high=1024)
     learning_rate: float = _setting(
         0.0,
-        "learning rate at the start; it falls to a tenth; 0: 0.003 for guide=on, else by encoder (grid 0.03)",
+        "learning rate at the start, if there are iterations; it falls to a tenth; 0: 0.003 for guide=on, "
+        "else by encoder (grid 0.03)",
         low=0,
     )
-    lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm", low=0)
-    lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm", low=0)
+    lambda_enc: float = _setting(3e-6, "weight of the encoder's squared norm, if there are iterations", low=0)
+    lambda_mlp: float = _setting(1e-6, "weight of the MLP's squared norm, if there are iterations", low=0)
     ridge: float = _setting(1e-4, "ridge of the head, relative to the mean diagonal (varpro)", low=0)
     seed: int = _setting(0, "seed of the initial weights", low=0, high=2**63 - 1)
 
@@ -534,6 +537,12 @@ class Settings:
     def wants_more(self) -> bool:
         """Whether there is something to be made beside the maps."""
         return self.rgb or self.uncertainty or self.subspace_images or self.fit_frames > 0
+
+    @property
+    def iterates(self) -> bool:
+        """Whether there is an INR that is fitted in iterations of Adam; see `whorl.recon.inr.fit_inr`."""
+        by_default = self.guide == "off" or self.fit == "adam"
+        return self.method == "inr" and (self.iterations > 0 or (self.iterations < 0 and by_default))
 
     def changed(self) -> dict[str, Any]:
         """Settings of the result that are not the default, files by their name alone."""

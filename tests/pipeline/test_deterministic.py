@@ -43,7 +43,9 @@ METHODS = {
     "inr, uneven order": [],
     "inr without guide": ["guide=off", "iterations=6"],
     "llr": ["method=llr"],
-    "lowrank": ["method=lowrank"],
+    "llr, uneven order": ["method=llr"],
+    # If that could not be made the scan would not be whole.
+    "lowrank, uncertainty": ["method=lowrank", "uncertainty=true"],
 }
 
 
@@ -104,9 +106,10 @@ def test_the_same_bits_with_one_thread_and_two_and_on_a_busy_machine(
         assert digests(scan, *METHODS[name], threads=2) == alone
 
 
-def test_the_same_bits_alone_and_after_another_slice(scans: dict[str, Path]) -> None:
-    both = digests(scans["golden"])
-    assert digests(scans["golden"], only="1") == {1: both[1]}
+@pytest.mark.parametrize("name", ["inr", "llr", "lowrank, uncertainty"])
+def test_the_same_bits_alone_and_after_another_slice(name: str, scans: dict[str, Path]) -> None:
+    both = digests(scans["golden"], *METHODS[name])
+    assert digests(scans["golden"], *METHODS[name], only="1") == {1: both[1]}
 
 
 def test_the_digest_sees_a_change(scans: dict[str, Path]) -> None:

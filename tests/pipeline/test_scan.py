@@ -4,6 +4,8 @@ are used."""
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -467,3 +469,29 @@ def test_dictionaries_that_are_too_large_or_too_small(
 ) -> None:
     with pytest.raises(ScanError, match=says):
         scan.run(**properties)
+
+
+@pytest.mark.parametrize(
+    "properties", [{}, {"iterations": 2}, {"guide": "off"}, {"fit": "adam", "iterations": 0}], ids=str
+)
+def test_settings_say_whether_a_fit_iterates(scan: Scan, properties: dict[str, object]) -> None:
+    meta = scan.run(method="inr", **properties).of("T1").meta
+    iterates = Settings.from_properties({"method": "inr", **properties}).iterates
+    assert (int(meta["whorl_iterations"]) > 0) == iterates
+
+
+def test_what_adam_needs_is_not_imported_where_nothing_iterates(tiny_scan: Path) -> None:
+    """It takes longer than a second, in the thread in which slices wait."""
+    program = (
+        "import sys\n"
+        "from whorl.config import Settings\n"
+        "from whorl.doors.files import read_header, read_readouts\n"
+        "from whorl.pipeline.scan import reconstruct_scan\n"
+        "path, iterations = sys.argv[1:]\n"
+        "settings = Settings(method='inr', iterations=int(iterations))\n"
+        "reconstruct_scan(read_header(path), read_readouts(path), settings, lambda image: None)\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    for iterations, imported in (("-1", "False"), ("1", "True")):
+        command = [sys.executable, "-c", program, str(tiny_scan), iterations]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == imported

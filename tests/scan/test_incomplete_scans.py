@@ -225,6 +225,24 @@ def test_every_readout_is_broken(scan: Scan) -> None:
         scan.run()
 
 
+@pytest.mark.parametrize("unit", [1e-38, 1e-16, 1e16, 1e30], ids="{:g}".format)
+def test_a_unit_that_cannot_be_computed_with(scan: Scan, unit: float) -> None:
+    largest = max(float(np.abs(scan.data[n]).max()) for n in scan.imaging)
+    for n in range(len(scan.data)):
+        scan.data[n] = (scan.data[n] * (unit / largest)).astype(np.complex64)
+    with pytest.raises(ScanError, match=r"expected more than 1e-15 and less than 1e\+15, got") as error:
+        scan.run()
+    assert "Scale data and noise" in str(error.value)
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1e14], ids="{:g}".format)
+def test_a_unit_that_can(scan: Scan, untouched: Result, unit: float) -> None:
+    largest = max(float(np.abs(scan.data[n]).max()) for n in scan.imaging)
+    for n in range(len(scan.data)):
+        scan.data[n] = (scan.data[n] * (unit / largest)).astype(np.complex64)
+    assert_close(scan.run(), untouched)
+
+
 def test_no_trajectory(scan: Scan) -> None:
     with pytest.raises(ScanError, match="no trajectory"):
         scan.trajectory(lambda k: k[:, :0]).run()

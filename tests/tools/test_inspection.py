@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ from pulseq_files import write_sequence
 from scan_edit import Scan
 from whorl.cli import main
 from whorl.config import Settings
+from whorl.pipeline.scan import reconstruct_scan
+from whorl.pipeline.slices import Inside, SliceResult
 from whorl.scan.failure import EndOfStream
 from whorl.scan.readout import Flag, Readout
 from whorl.simulation.noise import correlated_noise
 from whorl.simulation.parameters import PULSEQ
 from whorl.simulation.scan import simulate
-from whorl.tools.inspection import inspect
+from whorl.simulation.truth import read_truth
+from whorl.tools.inspection import Inspection, SliceSummary, inspect
 
 _SMALL = {"phantom": "nist", "timepoints": 120, "interleaves": 24, "coils": 4, "matrix": 64}
 
@@ -154,7 +158,7 @@ def test_damaged_scans(scan: Scan, tmp_path: Path) -> None:
     lost = scan.copy().without(scan.imaging[[3, 4, 77]])
     page = inspect(lost.header, lost.readouts(), Settings()).text()
     assert "slice 0: 117 of 120 readouts" in page
-    assert "3 readouts are missing" in page
+    assert "3 of 120 readouts are missing" in page
     assert "scan_counter leaves out 3 numbers" in page
 
     short = scan.copy().take(np.arange(4 + 60))
@@ -192,3 +196,82 @@ def test_a_stream_that_broke_off(scan: Scan) -> None:
     assert "the stream ended early: connection lost in an acquisition" in inspection.missing
     assert [one.n_readouts for one in inspection.slices] == [118]
     assert inspection.exit_code == 3
+
+
+def negative_density(scan: Scan) -> Scan:
+    return scan.trajectory(lambda k: np.column_stack([k, -np.hypot(*k.T)]))
+
+
+def first_timepoints(scan: Scan, n: int) -> Scan:
+    scan.settings["timepoints"] = n
+    return scan
+
+
+def three_lost(scan: Scan) -> Scan:
+    return scan.without(scan.imaging[[3, 4, 77]])
+
+
+def no_directions(scan: Scan) -> Scan:
+    for name in ("read_dir", "phase_dir", "slice_dir"):
+        scan.heads[name] = 0
+    return scan
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scan: scan,
+        negative_density,
+        lambda scan: first_timepoints(scan, 10),
+        lambda scan: first_timepoints(scan, 50),
+        three_lost,
+        no_directions,
+        lambda scan: scan.without_noise(),
+    ],
+    ids=["whole", "negative density", "10 timepoints", "50 timepoints", "3 lost", "no places", "no noise"],
+)
+def test_it_says_of_a_slice_what_its_images_say(scan: Scan, change: Callable[[Scan], Scan]) -> None:
+    changed = change(scan)
+    replayed = changed.run()
+    meta = replayed.of("T1").meta
+    inspection = inspect(changed.header, changed.readouts(), Settings.from_properties(changed.settings))
+    (one,) = inspection.slices
+    assert one.status == meta["whorl_status"]
+    assert "; ".join(one.notes) == meta.get("whorl_notes", "")
+    # Not less: that the order biases low-rank maps is a warning of its own.
+    assert inspection.exit_code >= replayed.outcome.exit_code
+
+
+def test_a_degraded_slice_is_doubtful() -> None:
+    one = SliceSummary("slice 0", 10, 10, 50.0, 0.3, "complete", ())
+    assert Inspection(slices=[one]).exit_code == 0
+    assert Inspection(slices=[one, replace(one, status="degraded")]).exit_code == 3
+
+
+def test_the_signal_to_noise_ratio_is_that_of_repeated_scans(tmp_path: Path) -> None:
+    """The same scan with noise of the same covariance added: the images differ by noise alone."""
+    path = tmp_path / "scan.h5"
+    simulate(path, **_SMALL, noise=4e-3)
+    told = read_truth(path).parameters
+    mixing = np.linalg.cholesky(told["noise_covariance"]) * told["noise_sd"]
+    scan = Scan.load(path)
+    scan.settings["coil_maps"] = "walsh"  # maps that noise moves less than those of polynomials
+    again, rng = scan.copy(), np.random.default_rng(1)
+    for n in again.imaging:
+        normal = rng.standard_normal((*again.data[n].shape, 2)) @ [1, 1j] / np.sqrt(2)
+        again.data[n] += (mixing @ normal).astype(np.complex64)
+    seen: list[Inside] = []
+
+    def observe(_: int, result: SliceResult) -> None:
+        assert result.inside is not None
+        seen.append(result.inside)
+
+    for one in (scan, again):
+        settings = Settings.from_properties(one.settings)
+        reconstruct_scan(one.header, one.readouts(), settings, lambda _: None, observe=observe)
+    a, b = (one.images[0] * one.scale for one in seen)
+    mask = seen[0].mask
+    repeated = float(a[mask].abs().median() / (a - b)[mask].abs().square().mean().sqrt())
+    snr = inspect(scan.header, scan.readouts(), Settings.from_properties(scan.settings)).slices[0].snr
+    # 130 and 134: the coil maps differ by noise as well.
+    assert snr == pytest.approx(repeated, rel=0.06)

@@ -110,9 +110,7 @@ class Server:
             if self._reconstruct is None:
                 # Seconds, once, before the first scan and not within it; who connects meanwhile is queued.
                 from whorl.pipeline.scan import reconstruct_scan
-                from whorl.runtime.torch_ready import warm_up
 
-                warm_up()
                 self._reconstruct = reconstruct_scan
             event("listening", address=", ".join(_name(s.getsockname()) for s in self._listeners))
             self._accept()

@@ -313,7 +313,7 @@ def settle(sources: Sources, heads: NDArray[np.void], settings: Settings) -> Pro
             receiver = pulseq.receiver_deg[:T]
     repetition = _repetition_counters(resolved, heads, n_measured)
     warnings = (*sources.warnings, *resolved.warnings)
-    items = tuple(_items(sources, resolved, n_measured, repetition, settings))
+    items = tuple(_items(sources, resolved, n_measured, settings))
     return Protocol(
         sources.header,
         train,
@@ -354,9 +354,7 @@ def _repetition_counters(resolved: Resolved, heads: NDArray[np.void], n_measured
     return tuple(name for name in names if stands_still(heads["idx"][name].astype(np.int64)))
 
 
-def _items(
-    sources: Sources, resolved: Resolved, n_measured: int, repetition: tuple[str, ...], settings: Settings
-) -> Iterator[Item]:
+def _items(sources: Sources, resolved: Resolved, n_measured: int, settings: Settings) -> Iterator[Item]:
     header, train, pulseq = sources.header, resolved.train, sources.pulseq
 
     def mm(values: Iterable[float]) -> str:

@@ -25,7 +25,6 @@ from whorl.config import Settings
 from whorl.kspace.coilmaps import read_external_maps
 from whorl.kspace.nufft import gpu_backend
 from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
-from whorl.maps.geometry import orientation
 from whorl.maps.images import ImageMaker, Provenance, SliceMaps
 from whorl.physics.dictionary import Dictionary
 from whorl.pipeline.beside import Further, beside_maps
@@ -33,12 +32,13 @@ from whorl.pipeline.collecting import Collector
 from whorl.pipeline.deadlines import Deadline, SliceDeadlines
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary, pulse_shape
 from whorl.pipeline.encoding import Encoder, Encoding
+from whorl.pipeline.folding import fold, shortcomings
 from whorl.pipeline.losses import HARMLESS
 from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Protocol, Sources, gather, settle
 from whorl.pipeline.report import Report
 from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
-from whorl.recon.calibration import few_readouts, unevenness
+from whorl.recon.calibration import unevenness
 from whorl.recon.methods import UNEVEN
 from whorl.runtime.cores import limit_this_thread, one_thread
 from whorl.runtime.logs import current_scan
@@ -52,8 +52,6 @@ from whorl.scan.transmit import read_b1_map
 
 _logger = logging.getLogger("whorl")
 
-#: Timepoints below which an undersampled train hardly tells tissues apart.
-_SHORT_TRAIN = 50
 #: Slices that are complete and not sent yet; while there are more, no readouts are taken.
 _HANDED_OVER = 2
 
@@ -194,7 +192,7 @@ class _Scan:
         self._builder = ThreadPoolExecutor(1, "whorl-dictionary", **of_scan)
         self._dictionary: Future[Dictionary] | None = None
         self._train = sources.train
-        if settings.method == "inr":
+        if settings.iterates:
             self._worker.submit(warm_up)
         if self._train is not None:
             try:
@@ -272,7 +270,10 @@ class _Scan:
         try:
             one = self._fold(part, buffer, arrived)
             result = self._make_maps(one, deadline)
-            self._remark(one, result)
+            assert self._protocol is not None
+            K = one.dictionary.basis.shape[1]
+            for note in shortcomings(part, one.head, one.encoding, self._protocol, K):
+                result.remark("degraded", note)
             provenance = replace(
                 self._provenance(result.method, result.status, result.notes, result.seconds),
                 flags=self._flags(one, result),
@@ -302,11 +303,9 @@ class _Scan:
         assert self._protocol is not None
         dictionary = self._dictionary.result()
         waited = time.monotonic()
-        kspace = buffer.finish(dictionary.basis, self.collector.receiver)
-        trajectory = buffer.interleaves.stack(kspace.interleaves)
-        encoding = self._encoder(trajectory, buffer.head, self._protocol.units)
-        if encoding.phase is not None:
-            kspace = kspace.turned(encoding.phase)
+        kspace, encoding = fold(
+            buffer, dictionary.basis, self.collector.receiver, self._encoder, self._protocol.units
+        )
         seconds = {"dictionary": waited - arrived, "fold": time.monotonic() - waited}
         head = self._labelled(buffer.head, part)
         return _Folded(part, kspace, encoding, dictionary, head, arrived, waited, seconds)
@@ -338,35 +337,10 @@ class _Scan:
             on_lowrank=on_lowrank if settings.preview else None,
             progress=progress,
         )
-        if one.encoding.note:
-            result.remark("degraded", one.encoding.note)
         if self._b1_map and field is None:
             result.remark("degraded", "the B1 map has no values for this slice: flip angles as planned")
         result.seconds = {**one.seconds, **result.seconds, "slice": time.monotonic() - one.begun}
         return result
-
-    def _remark(self, one: _Folded, result: SliceResult) -> None:
-        """What there is to say of a slice's readouts and its place."""
-        assert self._protocol is not None
-        T, n_seen, lost = self._protocol.n_measured, len(one.part.seen), one.part.lost
-        if T < _SHORT_TRAIN:
-            result.remark(
-                "degraded", f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
-            )
-        if few := few_readouts(
-            one.encoding.points.reshape(*one.encoding.dcf.shape, 2),
-            max(one.encoding.shape),
-            n_seen,
-            one.dictionary.basis.shape[1],
-        ):
-            result.remark("degraded", few)
-        if n_seen < T:
-            why = f": {lost}" if lost else ""
-            result.remark("degraded", f"{T - n_seen} of {T} readouts are missing{why}")
-        elif lost:
-            result.remark("degraded", f"of the readouts, {lost}")
-        if assumed := orientation(one.head)[2]:
-            result.remark("degraded", assumed)
 
     def _flags(self, one: _Folded, result: SliceResult) -> tuple[str, ...]:
         assert self._protocol is not None

@@ -57,7 +57,9 @@ class Inside:
     Parameters
     ----------
     images
-        Subspace images `(K, Y, X)`, arbitrary unit; real where a common phase has been taken out.
+        Subspace images `(K, Y, X)`; real where a common phase has been taken out.
+    scale
+        Their unit, in that of the data.
     phase
         That phase as a factor `(Y, X)`; ``None``: none.
     mask
@@ -76,6 +78,7 @@ class Inside:
     """
 
     images: Tensor
+    scale: float
     phase: Tensor | None
     mask: Tensor
     to_maps: Callable[[Tensor], SliceMaps]
@@ -425,6 +428,7 @@ def inside(
     )
     return Inside(
         images,
+        given.scale,
         phase,
         its.mask,
         lambda images: to_maps(images[:, its.box[0], its.box[1]], its, given),

@@ -1,9 +1,11 @@
-"""What noise and the method itself do to subspace images: by the scan that would have been measured of them.
+"""What noise and the method itself do to subspace images: by repetitions of the scan.
 
-A parametric bootstrap. The images that were found are encoded as the scan encodes, noise is added, and the
-method is applied again, choices and all: what comes out differs from what went in by noise, by aliasing that
-is left, and by detail that the method loses. A few such scans suffice, because pixels of one tissue that are
-near each other are moved alike: their variances are averaged.
+Of two kinds, see `whorl.pipeline.errors`; to each the method is applied again, choices and all. Most add
+noise to the measured data: what comes out differs from the images that were found by noise alone. A few are
+a parametric bootstrap: the images that were found are encoded as the scan encodes, and noise is added. What
+comes out differs from what went in by noise, by aliasing that is left, and by detail that the method loses.
+A few suffice, because pixels of one tissue that are near each other are moved alike: their variances are
+averaged.
 
 Letters: N repetitions, K coefficients, C coils, I interleaves, S samples, Q quantities (T1, T2), Y X pixels,
 V pixels of the mask.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from whorl.maps.figures import Box, Limits, animate, box_of, colours, draw_features
 from whorl.maps.images import Frame
@@ -222,7 +221,3 @@ def features(frames: Sequence[Frame], box: Box) -> bytes:
         path = Path(folder) / "features.png"
         draw_features(frames, box, path)
         return path.read_bytes()
-
-
-def has_maps(values: NDArray[Any]) -> bool:
-    return bool((values > 0).any())

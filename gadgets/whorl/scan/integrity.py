@@ -128,7 +128,8 @@ def usable(
     Raises
     ------
     UnusableScan
-        If most of the readouts have no coils, samples or trajectory, or number partitions.
+        If most of the readouts have no coils, samples or trajectory, number partitions, or are larger or
+        smaller than what can be computed with.
     """
     waiting: list[Readout] = []
     shape: _Shape | None = None
@@ -138,6 +139,7 @@ def usable(
         nonlocal shape
         shape = Counter(_shape(r) for r in waiting).most_common(1)[0][0]
         _check_shape(shape, attached=attached)
+        _check_range(waiting)
         if 2 * sum(map(_is_numbered, waiting)) > len(waiting):
             raise UnusableScan(_PARTITIONS)
         yield from (r for r in waiting if fits(r))
@@ -149,8 +151,8 @@ def usable(
             tally.lose("of the wrong size were dropped", number)
         elif partitions.has(readout):
             tally.lose("with a partition number (kspace_encode_step_2) were dropped", number)
-        elif not _is_finite(readout):
-            tally.lose(_NOT_FINITE, number)
+        elif why := _unusable_values(readout):
+            tally.lose(why, number)
         else:
             return True
         return False
@@ -166,10 +168,10 @@ def usable(
             failure = error
             break
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
-            if _is_finite(readout):
-                yield readout
+            if why := _unusable_values(readout):
+                tally[why] += 1
             else:
-                tally[_NOT_FINITE] += 1
+                yield readout
         elif not (
             readout.flags & NOT_IMAGING
             or (encoding is not None and int(readout.head["encoding_space_ref"]) != encoding)
@@ -188,13 +190,32 @@ def usable(
 
 
 _NOT_FINITE = "with values that are not finite were dropped"
-#: Sums of squares of larger samples are not finite in single precision.
-_LARGEST = 1e15
+#: Largest sample of a scan, and least: squares of others, and sums of these, leave single precision.
+_LARGEST, _LEAST = 1e15, 1e-15
+_TOO_LARGE = "with samples of 1e15 or more were dropped"
 
 
-def _is_finite(readout: Readout) -> bool:
-    parts = (readout.data.real, readout.data.imag)
+def _largest(readout: Readout) -> float:
+    """Of the real and imaginary parts of its samples; NaN if one is."""
+    return float(np.max([np.abs(part).max(initial=0) for part in (readout.data.real, readout.data.imag)]))
+
+
+def _unusable_values(readout: Readout) -> str:
+    """What is wrong with the values of a readout; empty if nothing is."""
+    largest = _largest(readout)
     # What the weights in a third column are worth is seen when all of them are there.
-    return all((np.abs(part) < _LARGEST).all() for part in parts) and bool(
-        np.isfinite(readout.trajectory[:, :2]).all()
-    )
+    if not np.isfinite(largest) or not np.isfinite(readout.trajectory[:, :2]).all():
+        return _NOT_FINITE
+    return "" if largest < _LARGEST else _TOO_LARGE
+
+
+def _check_range(readouts: Collection[Readout]) -> None:
+    """Refuse a scan whose unit is beyond what can be computed with; zeros are samples like others."""
+    largest = [value for value in map(_largest, readouts) if np.isfinite(value) and value > 0]
+    beyond = [value for value in largest if not _LEAST < value < _LARGEST]
+    if 2 * len(beyond) > len(readouts):
+        raise UnusableScan(
+            f"the largest sample of most readouts is beyond what can be computed with: expected more than "
+            f"{_LEAST:g} and less than {_LARGEST:g}, got {np.median(beyond):.1e}. Scale data and noise "
+            f"readouts where they are written"
+        )

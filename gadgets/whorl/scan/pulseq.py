@@ -148,7 +148,7 @@ def read_pulseq(path: str, inversion_time_ms: float | None = None) -> PulseqSequ
         raise ScanError(f"{path}: its slices have their ADCs behind different pulses: expected one train")
     size = _common_size(walk, path, told)
     end = walk.now
-    trains = [_train(pulses, path, end, size) for pulses in slices]
+    trains = [_train(pulses, path, end) for pulses in slices]
     first = trains[0]
     for number, other in enumerate(trains[1:], start=1):
         for name in ("flip_deg", "tr_ms", "te_ms"):
@@ -401,7 +401,7 @@ def _common_size(walk: _Walk, path: str, told: list[str]) -> tuple[int, float]:
     return size
 
 
-def _train(pulses: list[_Pulse], path: str, end: float, size: tuple[int, float]) -> Train:
+def _train(pulses: list[_Pulse], path: str, end: float) -> Train:
     at = np.array([pulse.at for pulse in pulses])
     later = [t for t, pulse in enumerate(pulses) if t and pulse.inverted_at is not None]
     if later:

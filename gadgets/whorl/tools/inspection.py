@@ -22,13 +22,13 @@ from whorl.physics.dictionary import Dictionary
 from whorl.pipeline.collecting import Collector
 from whorl.pipeline.dictionaries import dictionary_parameters, get_dictionary
 from whorl.pipeline.encoding import Encoder, Encoding
+from whorl.pipeline.folding import fold, shortcomings
 from whorl.pipeline.losses import HARMLESS
 from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Item, Protocol, gather
 from whorl.pipeline.report import Report
 from whorl.pipeline.scan import device_of
 from whorl.pipeline.slices import reconstruct_slice
-from whorl.recon.calibration import few_readouts
 from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
@@ -125,7 +125,8 @@ class Inspection:
         """0: nothing is wrong; 1: nothing can be reconstructed; 3: something is missing or doubtful."""
         if not self.slices:
             return 1
-        return 3 if self.missing or self.warnings else 0
+        doubtful = any(one.status != "complete" for one in self.slices)
+        return 3 if self.missing or self.warnings or doubtful else 0
 
     def as_json(self) -> dict[str, Any]:
         """All of it but for the figure, as JSON has it."""
@@ -233,31 +234,29 @@ class _Inspector:
         protocol, dictionary = self._protocol, self._dictionary
         summary = SliceSummary(str(part), len(part.seen), protocol.n_measured, None, 0.0, "failed", ())
         try:
-            kspace = buffer.finish(dictionary.basis, self.collector.receiver)
-            trajectory = buffer.interleaves.stack(kspace.interleaves)
-            encoding = self._encoder(trajectory, buffer.head, protocol.units)
-            if encoding.phase is not None:
-                kspace = kspace.turned(encoding.phase)
+            kspace, encoding = fold(
+                buffer, dictionary.basis, self.collector.receiver, self._encoder, protocol.units
+            )
             if self.found.order is None:
                 n_virtual = kspace.bins.shape[2]
                 self._look_at_order(kspace.gram, encoding, n_virtual, kspace.interleaves, buffer.order)
             lowrank = replace(self.settings, method="lowrank", b1="nominal")
             result = reconstruct_slice(kspace, encoding, dictionary, lowrank, None)
-            notes = list(result.notes)
-            if len(part.seen) < protocol.n_measured:
-                why = f": {part.lost}" if part.lost else ""
-                notes.insert(0, f"{protocol.n_measured - len(part.seen)} readouts are missing{why}")
+            K = dictionary.basis.shape[1]
+            for note in shortcomings(part, buffer.head, encoding, protocol, K):
+                result.remark("degraded", note)
+            for note in self.report.of_each_slice:
+                result.remark("degraded", note)
             snr, share = None, 0.0
             if result.inside is not None:
                 mask = result.inside.mask
                 share = float(mask.float().mean())
                 noise = self._image_noise(kspace.bins, kspace.gram, encoding)
-                # The images are in the unit of the scaled data.
-                scale = float(kspace.bins.abs().max()) or 1.0
-                signal = float(result.inside.images[0][mask].abs().median()) * scale
+                signal = float(result.inside.images[0][mask].abs().median()) * result.inside.scale
                 snr = signal / noise if noise > 0 else None
-            status = "degraded" if notes and result.status == "complete" else result.status
-            summary = replace(summary, snr=snr, object_share=share, status=status, notes=tuple(notes))
+            summary = replace(
+                summary, snr=snr, object_share=share, status=result.status, notes=tuple(result.notes)
+            )
         except ScanError as error:
             self.found.missing.append(f"{part} failed: {error}")
             return
@@ -294,10 +293,6 @@ class _Inspector:
         )
         if self.found.order.biased:
             self.found.warnings.append(self.found.order.warning())
-        if few := few_readouts(
-            points, max(encoding.shape), self._protocol.n_measured, self._dictionary.basis.shape[1]
-        ):
-            self.found.warnings.append(few)
         self.found.items.append(
             Item("interleaves", f"{len(gram)} distinct, {encoding.dcf.shape[1]} samples", "readouts")
         )
