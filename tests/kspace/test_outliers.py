@@ -14,7 +14,7 @@ from kspace.spirals import complex_normal
 from scan_edit import Scan
 from whorl.kspace.coils import compression_matrix
 from whorl.kspace.outliers import find_spikes, has_noise_spikes, roughness
-from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
+from whorl.kspace.slicebuffer import BLOCK, Damage, SliceBuffer, digest
 from whorl.scan.readout import HEAD_DTYPE, Readout
 from whorl.simulation.scan import simulate
 from whorl.simulation.signals import Train
@@ -220,11 +220,11 @@ def test_spikes_leave_the_slice_as_if_they_had_not_come(kspace: Tensor, numbered
     spoilt[lost, 1, 3] *= 1000
     buffer = buffered(spoilt, numbered=numbered)
     if numbered:
-        assert sorted(buffer.judge()) == lost
+        assert sorted(buffer.judge()) == [(t, Damage.SPIKES) for t in lost]
         assert buffer.judge() == []
     else:
         assert buffer.judge() == []
-        assert sorted(buffer.spiked_waiting) == lost
+        assert sorted(buffer.damaged_waiting) == lost
         timepoints = np.arange(120)
         timepoints[lost] = -1
         buffer.number_timepoints(timepoints)

@@ -21,7 +21,15 @@ _WINDOW = 16
 #: Share of the readouts that may be rougher than what is usual; as many may be missing of a slice.
 _SHARE = 0.1
 #: Readouts before a block by which it is judged too, and the fewest that can judge anything.
-_BEFORE, _FEWEST = 16, 4
+_BEFORE, _FEWEST = 32, 4
+#: Share of the readouts that are as they should be even in a burst of spikes; how much more than in the windows
+#: beside the rougher ones may differ from these; and how much rougher than beside these may be.
+_SOUND, _DIFFERENT, _PEAK = 0.25, 2.0, 100.0
+#: Windows between which a spike does not reach.
+_APART = 2
+#: Share of the windows of a readout that are quieter than what stands for its noise; how much stronger that is
+#: in a readout that is damaged as a whole; and how rough, relative to the size of the samples, noise is.
+_QUIET, _LOUD, _NOISE = 0.1, 7.0, 3.0
 #: How much rougher than usual a spike is, and how much rougher than the size of the samples beside it.
 _SPIKE, _BESIDE = 8.0, 4.0
 #: Share of its windows than which a readout is rougher as a whole; and how much rougher than those before and
@@ -93,17 +101,21 @@ def find_spikes(readouts: Tensor, before: Tensor | None = None) -> tuple[Tensor,
     around = rough if before is None else torch.cat([before, rough])  # (B + R, C, W)
     if len(around) < _FEWEST:
         return damaged, around
-    usual = _exceeded_by(around, math.ceil(_SHARE * len(around)))
+    usual = _without_bursts(_exceeded_by(around, math.ceil(_SHARE * len(around))), around)
     excess = around / torch.maximum(usual, _FLOOR * usual.max()).clamp_min(_TINY)
     B = len(around) - R
-    suspects = torch.nonzero((excess[B:] > _SPIKE).flatten(1).any(1))[:, 0]
+    loud = _loudness(excess)[B:] > _LOUD
+    suspects = torch.nonzero((excess[B:] > _SPIKE).flatten(1).any(1) | loud.any(1))[:, 0]
     if len(suspects):
         as_a_whole = excess.quantile(_MOST, dim=-1)  # (B + R, C)
         for r in suspects.tolist():
             own = as_a_whole[B + r]
             spiked = excess[B + r] > _SPIKE * own.clamp(1, _STRONGER)[:, None]
-            spiked &= rough[r] > _BESIDE * _size_beside(readouts[r])
-            damaged[r] = bool(spiked.any()) or bool((own > _WHOLE * _near(as_a_whole, B + r)).any())
+            size = _size_beside(readouts[r])
+            spiked &= rough[r] > _BESIDE * size
+            is_noise = (rough[r] > _NOISE * size).float().mean(-1) > 0.5
+            whole = (own > _WHOLE * _near(as_a_whole, B + r)) | (loud[r] & is_noise)
+            damaged[r] = bool((spiked.any(-1) | whole).any())
     return damaged, torch.cat([around[:B], rough[~damaged]])[-_BEFORE:]
 
 
@@ -122,6 +134,30 @@ def has_noise_spikes(noise: NDArray[np.complex64]) -> bool:
 def _exceeded_by(values: Tensor, count: int) -> Tensor:
     """What only `count` of the values `(R, ...)` are larger than."""
     return values.topk(min(count, len(values) - 1) + 1, dim=0).values[-1]
+
+
+def _without_bursts(usual: Tensor, around: Tensor) -> Tensor:
+    """What is usual `(C, W)`, where it is not made of spikes itself.
+
+    How much the readouts around differ changes slowly along them; where a burst of spikes is, it does not.
+    """
+    if usual.shape[-1] < 2 * _APART:
+        return usual
+    sound = around.kthvalue(math.ceil(_SOUND * len(around)), dim=0).values.clamp_min(_TINY)
+    most = sound * (_DIFFERENT * _beside(usual / sound))
+    return torch.minimum(torch.minimum(usual, most), _PEAK * _beside(usual))
+
+
+def _beside(values: Tensor) -> Tensor:
+    """The larger one of the values two windows before and after each, `(C, W)`."""
+    padded = torch.nn.functional.pad(values, (_APART, _APART))
+    return torch.maximum(padded[..., : -2 * _APART], padded[..., 2 * _APART :])
+
+
+def _loudness(excess: Tensor) -> Tensor:
+    """Where a readout is quiet, how rough it is relative to the others `(R, C, W)`; `(R, C)`."""
+    quiet = excess.kthvalue(math.ceil(_QUIET * excess.shape[-1]), dim=-1).values
+    return quiet / quiet.median(0).values.clamp_min(_TINY)
 
 
 def _near(roughness: Tensor, r: int) -> Tensor:
