@@ -29,9 +29,10 @@ _SOUND, _DIFFERENT, _PEAK = 0.25, 2.0, 100.0
 _APART = 2
 #: Share of the windows of a readout that are as quiet as its noise, and how many times that of the other
 #: readouts it is in one that is damaged as a whole.
-_QUIET, _LOUD = 0.1, 7.0
-#: How rough noise is at least, relative to the size of its samples, and the share of windows with noise.
-_NOISE, _NOISY = 2.0, 0.25
+_QUIET, _LOUD = 0.1, 4.0
+#: Sixth differences relative to third ones: 6.8 of white noise, at most 5.2 of a signal in two thirds of the
+#: band.
+_NOISE = 5.5
 #: How much rougher than usual a spike is, and how much rougher than the size of the samples beside it.
 _SPIKE, _BESIDE = 8.0, 4.0
 #: Share of its windows than which a readout is rougher as a whole; and how much rougher than those before and
@@ -73,7 +74,7 @@ def find_spikes(readouts: Tensor, before: Tensor | None = None) -> tuple[Tensor,
     A spike is 8 times as rough as all but a tenth of the readouts around, at the same place in the same coil,
     and 4 times as rough as the samples beside it are large. If a quarter of the readout is rougher than
     usual, its signal may be stronger, and a spike must stand out by as much more; or, if that is five times
-    as rough as the readouts before and after it, or its noise is seven times that of most, it is damaged as
+    as rough as the readouts before and after it, or its noise is four times that of most, it is damaged as
     a whole.
 
     Spikes at the same place in up to three quarters of the readouts are told from the windows beside, where
@@ -117,10 +118,8 @@ def find_spikes(readouts: Tensor, before: Tensor | None = None) -> tuple[Tensor,
         for r in suspects.tolist():
             own = as_a_whole[B + r]
             spiked = excess[B + r] > _SPIKE * own.clamp(1, _STRONGER)[:, None]
-            size = _size_beside(readouts[r])
-            spiked &= rough[r] > _BESIDE * size
-            is_noise = (rough[r] > _NOISE * size).float().mean(-1) > _NOISY
-            whole = (own > _WHOLE * _near(as_a_whole, B + r)) | (loud[r] & is_noise)
+            spiked &= rough[r] > _BESIDE * _size_beside(readouts[r])
+            whole = (own > _WHOLE * _near(as_a_whole, B + r)) | (loud[r] & _is_noisy(readouts[r]))
             damaged[r] = bool((spiked.any(-1) | whole).any())
     return damaged, torch.cat([around[:B], rough[~damaged]])[-_BEFORE:]
 
@@ -165,6 +164,15 @@ def _loudness(excess: Tensor) -> Tensor:
     quiet = excess.kthvalue(math.ceil(_QUIET * excess.shape[-1]), dim=-1).values
     middle = quiet.median(0).values
     return quiet / middle.where(middle > 0, torch.inf)  # a coil that is dead in most of them tells nothing
+
+
+def _is_noisy(readout: Tensor) -> Tensor:
+    """Whether what changes from sample to sample is noise, `(C, S)` to `(C,)`; a signal is smoother."""
+    if readout.shape[-1] < 2 * _WINDOW:
+        return torch.zeros(len(readout), dtype=torch.bool, device=readout.device)
+    third = torch.diff(readout, n=3)
+    sixth = torch.diff(third, n=3)
+    return sixth.abs().median(-1).values > _NOISE * third.abs().median(-1).values
 
 
 def _near(roughness: Tensor, r: int) -> Tensor:
