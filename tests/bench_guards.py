@@ -158,6 +158,21 @@ def spike(factor: float, sample: int | slice, *readouts: int, coil: int | slice 
     return damage
 
 
+def zeros(*readouts: int) -> Damage:
+    """Readouts that were never filled."""
+    return spike(0, slice(None), *readouts)
+
+
+def copied(*readouts: int) -> Damage:
+    """Readouts that hold the data of the one before the first."""
+
+    def damage(scan: Scan) -> None:
+        for r in readouts:
+            scan.data[scan.imaging[r]] = scan.data[scan.imaging[readouts[0] - 1]].copy()
+
+    return damage
+
+
 def column(values: Callable[[np.ndarray], np.ndarray]) -> Damage:
     """A third column of the trajectory, made of the radius `(S,)`."""
     return lambda scan: scan.trajectory(lambda k: np.hstack([k, values(np.hypot(*k.T))[:, None]]))
@@ -220,6 +235,14 @@ SPOILT: dict[str, Damage] = {
     "three samples × 1000, five readouts": spike(1000, slice(200, 203), 20, 90, 91, 150, 260),
     "whole readout × 10": spike(10, slice(None), 64),
     "whole readout × 1000, one coil": spike(1000, slice(None), 63, coil=2),
+    "sample 200 × 1000, 20 readouts on end": spike(1000, 200, *range(100, 120)),
+    "sample 200 × 100, every second readout": spike(100, 200, *range(0, 300, 2)),
+    "sample 200 × 10⁴, all readouts": spike(1e4, 200, *range(300)),
+    "whole readouts × 10, 20 on end": spike(10, slice(None), *range(100, 120)),
+    "5 readouts of zeros": zeros(*range(250, 255)),
+    "30% of the readouts zeros": zeros(*range(5, 300, 10), *range(0, 300, 5)),
+    "20 readouts copied": copied(*range(150, 170)),
+    "50 readouts copied": copied(*range(150, 200)),
     "third column k/kmax": column(lambda radius: radius / radius.max()),
     "third column not a number": column(lambda radius: radius * np.nan),
     "third column a rounded kz": column(lambda radius: np.round(0.05 + 0.02 * radius, 2)),

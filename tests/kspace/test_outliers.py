@@ -14,7 +14,7 @@ from kspace.spirals import complex_normal
 from scan_edit import Scan
 from whorl.kspace.coils import compression_matrix
 from whorl.kspace.outliers import find_spikes, has_noise_spikes, roughness
-from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
+from whorl.kspace.slicebuffer import BLOCK, Damage, SliceBuffer, digest
 from whorl.scan.readout import HEAD_DTYPE, Readout
 from whorl.simulation.scan import simulate
 from whorl.simulation.signals import Train
@@ -81,6 +81,48 @@ def test_several_spikes_at_the_same_place_do_not_hide_each_other(kspace: Tensor)
     spoilt[[64, 119], :, 400:403] += 1000 * kspace.abs().max()
     spoilt[[80, 81]] *= 1000
     assert found(spoilt) == [3, 17, 18, 40, 41, 55, 64, 80, 81, 119]
+
+
+#: Readouts of a burst in 120 that arrive in blocks of 64.
+BURSTS: dict[str, range] = {
+    "ten": range(30, 40),
+    "the first twenty": range(20),
+    "across two blocks": range(50, 80),
+    "every second": range(0, 120, 2),
+}
+
+
+@pytest.mark.parametrize("burst", BURSTS)
+@pytest.mark.parametrize("s", [0, 200, 500, S - 3])
+@pytest.mark.parametrize("factor", [100, 1000])
+def test_a_burst_of_spikes_is_not_what_is_usual(kspace: Tensor, burst: str, s: int, factor: float) -> None:
+    """The windows beside tell; `factor` times what the samples there are in other readouts."""
+    spoilt = kspace.clone()
+    spoilt[BURSTS[burst], :, s] += factor * kspace[:, :, s].abs().square().mean().sqrt()
+    assert found(spoilt) == list(BURSTS[burst])
+
+
+@pytest.mark.parametrize("s", [200, 500])
+def test_a_sample_that_is_broken_in_every_readout(kspace: Tensor, s: int) -> None:
+    spoilt = kspace.clone()
+    spoilt[:, :, s] += 1e4 * kspace[:, :, s].abs().square().mean().sqrt()
+    assert found(spoilt) == list(range(120))
+
+
+@pytest.mark.parametrize("burst", BURSTS)
+@pytest.mark.parametrize("factor", [5, 10, 1000])
+def test_a_burst_of_readouts_that_are_damaged_as_a_whole(kspace: Tensor, burst: str, factor: float) -> None:
+    """Their noise is as much stronger: no signal does that."""
+    every = BURSTS[burst] if burst != "every second" else range(0, 120, 3)  # most are as they should be
+    spoilt = kspace.clone()
+    spoilt[every] *= factor
+    assert found(spoilt) == list(every)
+
+
+def test_a_coil_that_is_dead_in_some_readouts_spoils_no_others(kspace: Tensor) -> None:
+    spoilt = kspace.clone()
+    spoilt[10:60, 2] = 0
+    assert found(spoilt) == []
 
 
 @pytest.mark.parametrize("n_left", [1, 2, 10])
@@ -198,8 +240,8 @@ def test_noise_with_a_spike() -> None:
 # --- In the buffer ----------------------------------------------------------------------------------------
 
 
-def buffered(kspace: Tensor, *, numbered: bool = True) -> SliceBuffer:
-    """A buffer that has taken readouts, each its own timepoint."""
+def buffered(kspace: Tensor, *, numbered: bool = True, basis: Tensor | None = None) -> SliceBuffer:
+    """A buffer that has taken readouts, each its own timepoint, and folded them as soon as it could."""
     head = np.zeros((), dtype=HEAD_DTYPE)[()]
     nowhere = np.zeros((kspace.shape[2], 2), dtype=np.float32)
     every = [Readout(head, nowhere, data.numpy()) for data in kspace]
@@ -208,6 +250,8 @@ def buffered(kspace: Tensor, *, numbered: bool = True) -> SliceBuffer:
     )
     for t, readout in enumerate(every):
         buffer.add(readout, 0, t if numbered else None, digest(readout))
+        if numbered and basis is not None:
+            buffer.fold(basis)
     return buffer
 
 
@@ -220,11 +264,11 @@ def test_spikes_leave_the_slice_as_if_they_had_not_come(kspace: Tensor, numbered
     spoilt[lost, 1, 3] *= 1000
     buffer = buffered(spoilt, numbered=numbered)
     if numbered:
-        assert sorted(buffer.judge()) == lost
+        assert sorted(buffer.judge()) == [(t, Damage.SPIKES) for t in lost]
         assert buffer.judge() == []
     else:
         assert buffer.judge() == []
-        assert sorted(buffer.spiked_waiting) == lost
+        assert sorted(buffer.damaged_waiting) == lost
         timepoints = np.arange(120)
         timepoints[lost] = -1
         buffer.number_timepoints(timepoints)
@@ -237,6 +281,46 @@ def test_spikes_leave_the_slice_as_if_they_had_not_come(kspace: Tensor, numbered
     expected = torch.einsum("tk,tcs->kcs", basis[left].conj(), matrix @ kspace[left])
     torch.testing.assert_close(result.bins[0], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     torch.testing.assert_close(result.gram[0], basis[left].conj().T @ basis[left], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("numbered", [True, False], ids=["timepoints known", "timepoints unknown"])
+@pytest.mark.parametrize("lost", [[0, 1, 70, 119], list(range(70))], ids=["few", "first block"])
+def test_zeros_leave_the_slice_as_if_they_had_not_come(
+    kspace: Tensor, numbered: bool, lost: list[int]
+) -> None:
+    """Even if the first block is nothing else, and the basis is there when it is full."""
+    basis = torch.linalg.qr(complex_normal(120, 3)).Q
+    spoilt = kspace.clone()
+    spoilt[lost] = 0
+    buffer = buffered(spoilt, numbered=numbered, basis=basis)
+    damaged = buffer.judge()
+    if numbered:
+        assert sorted(damaged) == [(t, Damage.ZEROS) for t in lost]
+    else:
+        assert buffer.damaged_waiting == dict.fromkeys(lost, Damage.ZEROS)
+        timepoints = np.arange(120)
+        timepoints[lost] = -1
+        buffer.number_timepoints(timepoints)
+    left = [t for t in range(120) if t not in lost]
+    gram = basis[left].conj().T @ basis[left]
+    # Sums of a hundred products in float32.
+    torch.testing.assert_close(buffer.finish(basis).gram[0], gram, rtol=0, atol=1e-5)
+
+
+def test_a_slice_of_zeros_lacks_nothing(kspace: Tensor) -> None:
+    """It has no signal, which is said elsewhere."""
+    buffer = buffered(torch.zeros_like(kspace))
+    assert buffer.judge() == []
+    assert not buffer.finish(torch.linalg.qr(complex_normal(120, 3)).Q).bins.any()
+
+
+def test_the_digest_tells_data_apart(kspace: Tensor) -> None:
+    head, nowhere = np.zeros((), dtype=HEAD_DTYPE)[()], np.zeros((S, 2), dtype=np.float32)
+    digests = {digest(Readout(head, nowhere, data.numpy())) for data in kspace}
+    assert len(digests) == 120
+    assert 0 not in digests
+    assert digest(Readout(head, nowhere, kspace[3].clone().numpy())) in digests
+    assert digest(Readout(head, nowhere, torch.zeros_like(kspace[0]).numpy())) == 0
 
 
 def test_a_block_in_which_each_readout_has_a_spike_still_has_coils(kspace: Tensor) -> None:

@@ -47,6 +47,15 @@ def whole(scan: Scan, n: int) -> None:
     scan.data[n] *= 1000
 
 
+def zeros(scan: Scan, n: int) -> None:
+    scan.data[n][:] = 0
+
+
+def copied(scan: Scan, n: int) -> None:
+    """Of another readout that came before, or comes next."""
+    scan.data[n] = scan.data[n - 1 if n > scan.imaging[0] else n + 1].copy()
+
+
 def no_coils(scan: Scan, n: int) -> None:
     scan.data[n] = scan.data[n][:0]
 
@@ -73,6 +82,8 @@ DAMAGE: dict[str, tuple[Callable[[Scan, int], None], str]] = {
     "not finite": (not_finite, "with values that are not finite"),
     "spike": (spike, "with spikes"),
     "too strong": (whole, "with spikes"),
+    "zeros": (zeros, "with nothing but zeros"),
+    "copied": (copied, "with the data of another timepoint"),
     "length": (short, "of the wrong size"),
     "no coils": (no_coils, "of the wrong size"),
     "no samples": (no_samples, "of the wrong size"),
@@ -120,7 +131,7 @@ def test_one_bad_readout_of_a_train_that_only_the_readouts_tell(
     result = scan.run()
     assert result.slices() == [0]
     assert f"1 of 120 readouts are missing: 1 {why}" in result.of("T1").meta["whorl_notes"]
-    if why != "with spikes":  # their headers are believed
+    if damage not in ("spike", "too strong", "zeros", "copied"):  # their headers are believed
         assert "1 missing timepoints interpolated" in result.of("T1").meta["whorl_notes"]
     assert_close(result, untouched, share=LOST_ONE, relative=0.11)
 

@@ -142,6 +142,53 @@ def test_spikes_cost_their_readouts(
         assert np.median(np.abs(np.log(ours[inside] / theirs[inside]))) < most
 
 
+#: What is done to the data `(C, S)` of readouts on end, how many these are, and what is said.
+BURSTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int, str]] = {
+    "spikes": (lambda data: data * np.where(np.arange(data.shape[1]) == 200, 1000, 1), 10, "spikes"),
+    "ten times as strong": (lambda data: data * 10, 10, "spikes"),
+    "zeros": (lambda data: data * 0, 10, "nothing but zeros"),
+    "spikes in a quarter": (
+        lambda data: data * np.where(np.arange(data.shape[1]) == 200, 1000, 1),
+        30,
+        "spikes",
+    ),
+    "zeros in a quarter": (lambda data: data * 0, 30, "nothing but zeros"),
+}
+
+
+@pytest.mark.parametrize("burst", BURSTS)
+@pytest.mark.parametrize("counter", ["user_int", "arrival"])
+def test_bursts_cost_their_readouts(scan: Scan, burst: str, counter: str) -> None:
+    """Few are missing, many stop the slice."""
+    damage, n, why = BURSTS[burst]
+    for k in scan.imaging[40 : 40 + n]:
+        scan.data[k] = damage(scan.data[k]).astype(np.complex64)
+    said = f"{n} of 120 readouts are missing: {n} with {why}"
+    if n > 12 and counter != "arrival":
+        said = f"{120 - n} of 120 timepoints arrived, expected at least 90%: {n} with {why}"
+    assert_marked(reconstructed(scan, "lowrank", timepoint=counter), said)
+
+
+@pytest.mark.parametrize("counter", ["user_int", "arrival"])
+def test_a_buffer_that_was_sent_again_and_again(scan: Scan, counter: str) -> None:
+    for n in scan.imaging[50:60]:
+        scan.data[n] = scan.data[scan.imaging[49]].copy()
+    said = "10 of 120 readouts are missing: 10 with the data of another timepoint"
+    assert_marked(reconstructed(scan, "lowrank", timepoint=counter), said)
+
+
+def test_zeros_of_a_pulse_of_no_angle_are_no_loss(tmp_path: Path) -> None:
+    """Without noise a readout in which nothing was excited is nothing else."""
+    train = jiang_train(120)
+    flip_deg = np.where(np.isin(np.arange(120), (0, 60, 61)), 0, train.flip_deg)
+    scan = made(tmp_path, train=replace(train, flip_deg=flip_deg))
+    for n in scan.imaging[[0, 60, 61]]:
+        scan.data[n][:] = 0
+    result = reconstructed(scan, "lowrank")
+    assert isinstance(result, Result)
+    assert result.outcome.exit_code == 0
+
+
 @EACH_METHOD
 def test_a_density_that_is_not_a_number(scan: Scan, method: str) -> None:
     scan.trajectory(lambda k: np.hstack([k, np.full((len(k), 1), np.nan)]))

@@ -6,9 +6,9 @@ Letters: T timepoints, K coefficients, C coils, V virtual coils, I interleaves, 
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -26,9 +26,19 @@ BLOCK = 64
 Compress = Callable[[Tensor, Callable[[], NDArray[np.float32]]], tuple[Tensor, str]]
 
 
+class Damage(StrEnum):
+    """Why a readout that has come is of no use."""
+
+    SPIKES = "with spikes"
+    ZEROS = "with nothing but zeros"
+
+
 def digest(readout: Readout) -> int:
-    """A number that tells different data of a timepoint apart."""
-    return zlib.crc32(readout.data.tobytes())
+    """A number that tells data apart; 0: they are nothing but zeros.
+
+    64 bits: of a thousand readouts two have the same by chance once in 10¹³ slices. It lasts for one process.
+    """
+    return hash(readout.data.tobytes()) if readout.data.any() else 0
 
 
 #: Trajectories that differ by less, relative to their largest value, are one interleaf: a sender may compute
@@ -148,9 +158,10 @@ class SliceBuffer:
         self._staged = self._judged = 0  # readouts in the block, and those of them that were looked at
         self._clean = np.ones(block, dtype=np.bool_)
         self._smooth: Tensor | None = None  # what the next ones are judged by
-        self._spiked: list[int] = []  # timepoints that nobody was told of
-        #: Places among the readouts that wait for a timepoint: those with spikes.
-        self.spiked_waiting: set[int] = set()
+        self._has_signal = False  # whether anything but zeros was looked at
+        self._damaged: list[tuple[int, Damage]] = []  # timepoints that nobody was told of
+        #: Places among the readouts that wait for a timepoint: those that are damaged.
+        self.damaged_waiting: dict[int, Damage] = {}
         self._whitening = whitening
         self._choose = compress
         self._device = device
@@ -194,7 +205,7 @@ class SliceBuffer:
         interleaf
             Number of its trajectory, in `interleaves`.
         timepoint
-            One that has not come yet; ``None`` as long as timepoints are not known.
+            One that has not come yet; -1: it is not used; ``None`` as long as timepoints are not known.
         its_digest
             Of its data, see `digest`.
         """
@@ -225,7 +236,7 @@ class SliceBuffer:
             self._interleaf[len(self._timepoint) :] = interleaf.tolist()
             self.order = list(self._interleaf)
         self._timepoint.extend(timepoint.tolist())
-        self.spiked_waiting.clear()
+        self.damaged_waiting.clear()
         self._heads.clear()
         self._digests.clear()
 
@@ -253,44 +264,57 @@ class SliceBuffer:
             buffer._interleaf = [self._interleaf[n] for n in chosen]
             buffer.order = list(buffer._interleaf)
             buffer._timepoint = []
-            buffer._spiked, buffer.spiked_waiting = [], set()
+            buffer._damaged, buffer.damaged_waiting = [], {}
             buffer.n_arrived = len(chosen)
             buffers.append(buffer)
         return buffers
 
-    def judge(self) -> list[int]:
-        """Look for spikes in all that has come.
+    def judge(self) -> list[tuple[int, Damage]]:
+        """Look for damage in all that has come.
 
         Timepoints that came with some are returned, each once: they are missing from now on. Of readouts
-        that wait for a timepoint, `spiked_waiting` tells.
+        that wait for a timepoint, `damaged_waiting` tells. If there is nothing but zeros in all of them, the
+        slice has no signal, and none is missing.
         """
-        self._find_spikes()
-        found, self._spiked = self._spiked, []
+        self._find_damage()
+        found, self._damaged = self._damaged, []
         return found
 
-    def _find_spikes(self) -> None:
+    def _find_damage(self) -> None:
         """Mark those among the staged readouts that were not looked at."""
         begin, end = self._judged, self._staged
         if begin == end:
             return
-        damaged, self._smooth = find_spikes(torch.from_numpy(self._staging[begin:end]), self._smooth)
+        new = self._staging[begin:end]
+        zeros = np.array([not data.any() for data in new])
+        spiked, self._smooth = find_spikes(torch.from_numpy(new), self._smooth)
         self._judged = end
-        self._clean[begin:end] = ~damaged.numpy()
-        for n in begin + np.flatnonzero(damaged.numpy()) - end:  # from the latest one backwards
-            if self._heads:
-                self.spiked_waiting.add(len(self._heads) + int(n))
-            elif (t := self._timepoint[n]) >= 0:
-                self._timepoint[n] = -1
-                self._spiked.append(t)
+        self._clean[begin:end] = ~(spiked.numpy() | zeros)
+        for n in np.flatnonzero(spiked.numpy()) - len(new):  # from the latest one backwards
+            self._mark(int(n), Damage.SPIKES)
+        if not self._has_signal and not zeros.all():  # what came before was not
+            self._has_signal = True
+            zeros = np.concatenate([np.ones(self.n_arrived - self._staged + begin, dtype=np.bool_), zeros])
+        if self._has_signal:
+            for n in np.flatnonzero(zeros) - len(zeros):
+                self._mark(int(n), Damage.ZEROS)
+
+    def _mark(self, n: int, damage: Damage) -> None:
+        """A readout is damaged; the latest one is -1."""
+        if self._heads:
+            self.damaged_waiting[len(self._heads) + n] = damage
+        elif (t := self._timepoint[n]) >= 0:
+            self._timepoint[n] = -1
+            self._damaged.append((t, damage))
 
     def _compress(self) -> None:
         """Move the staged readouts to the compressed rows."""
         if not self._staged:
             return
-        self._find_spikes()
+        self._find_damage()
         block = torch.from_numpy(self._staging[: self._staged]).to(self._device)
         if self._matrix is None:
-            # Spikes choose no coils, unless there is nothing else.
+            # Damage chooses no coils, unless there is nothing else.
             chosen = np.flatnonzero(self._clean[: self._staged] | ~self._clean[: self._staged].any())
             white = block[torch.from_numpy(chosen).to(self._device)]
             white = white if self._whitening is None else self._whitening.to(block) @ white
@@ -306,7 +330,7 @@ class SliceBuffer:
         self._staged = self._judged = 0
 
     def fold(self, basis: Tensor, receiver: Tensor | None = None) -> None:
-        """Fold all compressed rows into the subspace and free them.
+        """Fold all compressed rows into the subspace and free them, once there is signal.
 
         Parameters
         ----------
@@ -316,6 +340,10 @@ class SliceBuffer:
             `(T,)` complex factors that bring the readouts into the receiver's frame of the signal model;
             ``None``: they are in it.
         """
+        if self._has_signal:
+            self._fold(basis, receiver)
+
+    def _fold(self, basis: Tensor, receiver: Tensor | None) -> None:
         n_rows = sum(len(rows) for rows in self._rows)
         if not n_rows:
             return
@@ -348,7 +376,7 @@ class SliceBuffer:
     def finish(self, basis: Tensor, receiver: Tensor | None = None) -> SubspaceKspace:
         """Fold what is left and hand the slice over; parameters as for `fold`."""
         self._compress()
-        self.fold(basis, receiver)
+        self._fold(basis, receiver)
         assert self._bins is not None
         assert self._gram is not None
         assert self._matrix is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 from whorl.config import Settings
 from whorl.kspace.coils import NoiseStatistics
 from whorl.kspace.outliers import has_noise_spikes
-from whorl.kspace.slicebuffer import BLOCK, SliceBuffer, digest
+from whorl.kspace.slicebuffer import BLOCK, Damage, SliceBuffer, digest
 from whorl.pipeline.agreement import Agreement
 from whorl.pipeline.completeness import (
     SliceChanges,
@@ -28,7 +28,7 @@ from whorl.pipeline.completeness import (
 )
 from whorl.pipeline.encoding import ROVIR_BLOCK, make_compression
 from whorl.pipeline.interleaving import Interleaving
-from whorl.pipeline.losses import SPIKED, STRAY, Losses
+from whorl.pipeline.losses import STRAY, Losses
 from whorl.pipeline.parts import Part, Parts
 from whorl.pipeline.protocol import Protocol, Sources, settle
 from whorl.pipeline.report import Report
@@ -101,7 +101,7 @@ class Collector:
         is_first = self._changes.latest is None
         if readout.flags & Flag.IS_NOISE_MEASUREMENT:
             if has_noise_spikes(readout.data):
-                self._tally[f"of noise {SPIKED}"] += 1
+                self._tally[f"of noise {Damage.SPIKES} were dropped"] += 1
             elif is_first:  # later ones would not be used
                 self.noise.add(readout.data, float(readout.head["sample_time_us"]))
             return
@@ -120,11 +120,12 @@ class Collector:
         if part.buffer is None:
             part.buffer = self._new_buffer(readout)
         interleaf = self._interleaving.of(readout, timepoint, part.buffer)
-        part.buffer.add(readout, interleaf, timepoint, its_digest)
         if timepoint is None:
+            part.buffer.add(readout, interleaf, timepoint, its_digest)
             self._look_for_protocol(part.buffer)
         else:
-            part.seen[timepoint] = its_digest
+            is_new = self.parts.see(part, timepoint, its_digest)
+            part.buffer.add(readout, interleaf, timepoint if is_new else -1, its_digest)
             self._look_at(part, part.buffer)
 
     def _begin(self, first: Readout) -> None:

@@ -13,7 +13,7 @@ STRAY = "of a slice that the header does not announce were dropped"
 AGAIN = "came again with other data; the first one counts"
 LATE = "came after their slice was over and were dropped"
 OUT = "with a timepoint outside the train were dropped"
-SPIKED = "with spikes were dropped"
+COPIED = "with the data of another timepoint were dropped"
 OTHER = "of another repetition were dropped"
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whorl.config import Settings
-from whorl.kspace.slicebuffer import SliceBuffer
+from whorl.kspace.slicebuffer import Damage, SliceBuffer
 from whorl.pipeline.agreement import Agreement
 from whorl.pipeline.completeness import has_enough, is_whole
 from whorl.pipeline.interleaving import Interleaving
-from whorl.pipeline.losses import AGAIN, BEHIND, LATE, OTHER, OUT, SPIKED, TWICE
+from whorl.pipeline.losses import AGAIN, BEHIND, COPIED, LATE, OTHER, OUT, TWICE
 from whorl.pipeline.protocol import Protocol
 from whorl.scan.failure import ScanError
 from whorl.scan.integrity import Tally
@@ -44,6 +44,8 @@ class Part:
         Its readouts; ``None`` once they were handed over or given up.
     seen
         Digest of the data of each timepoint that came.
+    digests
+        The same digests.
     repetition
         0 for the first; -1 as long as it may be made of damaged readouts alone.
     lost
@@ -54,6 +56,7 @@ class Part:
     tag: tuple[int, ...] = ()
     buffer: SliceBuffer | None = None
     seen: dict[int, int] = field(default_factory=dict)
+    digests: set[int] = field(default_factory=set)
     repetition: int = -1
     closed: bool = False
     lost: str = ""
@@ -135,12 +138,33 @@ class Parts:
         return has_enough(len(part.seen), part.n_arrived, self._protocol, self._settings.min_readouts)
 
     def judge(self, part: Part) -> None:
-        """Readouts with spikes are missing."""
+        """Damaged readouts are missing."""
         if part.buffer is None:
             return
-        for t in part.buffer.judge():
-            del part.seen[t]
-            self._tally.lose(SPIKED, part.slice_number)
+        for t, damage in part.buffer.judge():
+            if not self._is_dark(t, damage):
+                part.digests.discard(part.seen.pop(t))
+                self._lose_damaged(damage, part.slice_number)
+
+    def see(self, part: Part, timepoint: int, its_digest: int) -> bool:
+        """Take notice of a timepoint of a part; gives whether its data are its own.
+
+        Noise makes them different: those of another timepoint were sent from a buffer that was not filled.
+        """
+        if its_digest and its_digest in part.digests:
+            self._tally.lose(COPIED, part.slice_number)
+            return False
+        part.seen[timepoint] = its_digest
+        part.digests.add(its_digest)
+        return True
+
+    def _is_dark(self, timepoint: int, damage: Damage) -> bool:
+        """Whether a readout has no data because nothing was excited: without noise these are zeros."""
+        assert self._protocol is not None
+        return damage is Damage.ZEROS and not self._protocol.train.flip_deg[timepoint]
+
+    def _lose_damaged(self, damage: Damage, number: int) -> None:
+        self._tally.lose(f"{damage} were dropped", number)
 
     # --- One readout ---------------------------------------------------------------------------
 
@@ -276,22 +300,25 @@ class Parts:
         for r, (t, its_digest) in enumerate(zip(t_of.tolist(), digests, strict=True)):
             tag = protocol.tag(heads[r])
             mine = [part for part in parts if part.tag == tag]
-            spiked = r in buffer.spiked_waiting
-            inside = 0 <= t < protocol.train.n_timepoints and not spiked
+            inside = 0 <= t < protocol.train.n_timepoints
+            damage = buffer.damaged_waiting.get(r)
+            if damage is not None and inside and self._is_dark(t, damage):
+                damage = None
+            inside = inside and damage is None
             twice = inside and any(p.seen.get(t) == its_digest for p in mine)
             part = next((p for p in mine if not inside or twice or t not in p.seen), None)
             if part is None:
                 part = Part(number, tag)
                 parts.append(part)
             part_of[r] = parts.index(part)
-            if spiked:
-                self._tally.lose(SPIKED, number)
+            if damage is not None:
+                self._lose_damaged(damage, number)
             elif not inside:
                 self._lose_outside(protocol, t, number)
             elif twice and not by_arrival:
                 self._tally.lose(TWICE, number)
-            else:
-                part.seen[t], timepoint[r] = its_digest, t
+            elif twice or self.see(part, t, its_digest):
+                timepoint[r] = t
         return parts, part_of, timepoint
 
     # --- The end -------------------------------------------------------------------------------
