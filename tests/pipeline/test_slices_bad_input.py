@@ -26,7 +26,7 @@ from whorl.simulation.scan import simulate
 from whorl.simulation.signals import jiang_train
 
 #: Few iterations: what comes of them is not judged here.
-_FEW = {"iterations": 60, "llr_iterations": 2}
+_FEW = {"iterations": 4, "llr_iterations": 2}
 METHODS: dict[str, dict[str, Any]] = {
     "inr": {"method": "inr"},
     "inr without guide": {"method": "inr", "guide": "off", **_FEW},
@@ -47,10 +47,11 @@ class Slice:
     encoding: Encoding
     dictionary: Dictionary
 
-    def run(self, method: str, **changed: Any) -> SliceResult:
+    def run(self, method: str, iterations: int | None = None, **changed: Any) -> SliceResult:
         """Reconstruct it with another k-space, or with other parts of it."""
         kspace = replace(self.kspace, **changed)
-        settings = Settings.from_properties(METHODS[method])
+        more = {} if iterations is None else {"iterations": iterations}
+        settings = Settings.from_properties({**METHODS[method], **more})
         result = reconstruct_slice(kspace, self.encoding, self.dictionary, settings, None)
         for image in (result.maps.t1_ms, result.maps.t2_ms, result.maps.m0, result.maps.quality):
             assert image.shape == self.encoding.shape
@@ -115,7 +116,8 @@ def spoilt(place: tuple[int, ...], value: float) -> Callable[[Callable[..., Tens
 
 @EACH_METHOD
 def test_a_good_slice_is_complete(slice_: Slice, method: str) -> None:
-    result = slice_.run(method)
+    # So many are needed without a guide: a fit that has hardly begun is not complete.
+    result = slice_.run(method, 60 if method == "inr without guide" else None)
     assert result.method == METHODS[method]["method"]
     assert result.status == "complete"
     assert (result.maps.t1_ms > 0).sum() > 1000

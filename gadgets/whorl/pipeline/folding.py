@@ -12,6 +12,7 @@ from torch import Tensor
 
 from whorl.kspace.slicebuffer import SliceBuffer, SubspaceKspace
 from whorl.maps.geometry import orientation
+from whorl.physics.dictionary import Dictionary
 from whorl.pipeline.encoding import Encoder, Encoding
 from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Protocol
@@ -53,7 +54,12 @@ def fold(
 
 
 def shortcomings(
-    part: Part, head: np.void, encoding: Encoding, protocol: Protocol, n_coefficients: int
+    part: Part,
+    head: np.void,
+    encoding: Encoding,
+    protocol: Protocol,
+    kspace: SubspaceKspace,
+    dictionary: Dictionary,
 ) -> Iterator[str]:
     """What degrades a slice's maps, whatever the method: its encoding, readouts that it lacks, its place."""
     T, n_seen, lost = protocol.n_measured, len(part.seen), part.lost
@@ -62,7 +68,8 @@ def shortcomings(
     if T < _SHORT_TRAIN:
         yield f"{T} timepoints are few: expected {_SHORT_TRAIN} or more for maps to trust"
     points = encoding.points.reshape(*encoding.dcf.shape, 2)
-    if few := few_readouts(points, max(encoding.shape), n_seen, n_coefficients):
+    n_coils, energies = kspace.bins.shape[2], dictionary.energies
+    if few := few_readouts(kspace.gram, points, max(encoding.shape), n_seen, energies, n_coils):
         yield few
     if n_seen < T:
         yield f"{T - n_seen} of {T} readouts are missing{f': {lost}' if lost else ''}"

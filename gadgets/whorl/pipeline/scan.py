@@ -38,8 +38,7 @@ from whorl.pipeline.parts import Part
 from whorl.pipeline.protocol import Protocol, Sources, gather, settle
 from whorl.pipeline.report import Report
 from whorl.pipeline.slices import B1Field, SliceResult, reconstruct_slice
-from whorl.recon.calibration import unevenness
-from whorl.recon.methods import UNEVEN
+from whorl.recon.calibration import is_uneven
 from whorl.runtime.cores import limit_this_thread, one_thread
 from whorl.runtime.logs import current_scan
 from whorl.runtime.torch_ready import warm_up
@@ -271,8 +270,9 @@ class _Scan:
             one = self._fold(part, buffer, arrived)
             result = self._make_maps(one, deadline)
             assert self._protocol is not None
-            K = one.dictionary.basis.shape[1]
-            for note in shortcomings(part, one.head, one.encoding, self._protocol, K):
+            for note in shortcomings(
+                part, one.head, one.encoding, self._protocol, one.kspace, one.dictionary
+            ):
                 result.remark("degraded", note)
             provenance = replace(
                 self._provenance(result.method, result.status, result.notes, result.seconds),
@@ -348,8 +348,7 @@ class _Scan:
         flags = {
             "fallback": result.method != self._settings.method or result.status == "fallback",
             f"readouts_lost={n_lost}": n_lost > 0,
-            "uneven_order": unevenness(one.kspace.gram, one.encoding.points, one.dictionary.energies)
-            > UNEVEN,
+            "uneven_order": is_uneven(one.kspace.gram, one.encoding.points, one.dictionary.energies),
         }
         return tuple(flag for flag, is_so in flags.items() if is_so)
 

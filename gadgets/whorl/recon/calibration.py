@@ -18,8 +18,13 @@ from torch import Tensor
 #: are alike.
 _RIDGE = 1e-3
 #: Fillings of k-space for each coefficient below which readouts are too few. Plate and brain of 256², T2
-#: (rms): 0.59 5 and 3 %, 0.49 7 and 5 %, 0.45 13 and 7 %, 0.39 14 %, 0.26 31 %.
-_FEW = 0.47
+#: (rms): 0.59 5 and 3 %, 0.49 7 and 5 %, 0.45 13 and 7 %, 0.39 14 %, 0.26 31 %. An uneven order, or a single
+#: coil, needs more: 0.6 19 and 16 %, or 38 and 13 %; 0.7 10 to 12 %, or 18 %; 0.89 3 %, or 7 %.
+_FEW, _FEW_UNEVEN = 0.47, 0.75
+#: Share of the energy in the dictionary that makes the coefficients which count.
+_NEARLY_ALL = 0.99995
+#: Slow harmonics of the interleaves' trains above which their order is uneven.
+_UNEVEN = 0.05
 #: Harmonics over the angle of the interleaves that count as slow.
 _SLOW = 4
 
@@ -82,6 +87,11 @@ def unevenness(gram: Tensor, points: Tensor, energies: Tensor) -> float:
     return float(torch.linalg.vector_norm(slow) / torch.linalg.vector_norm(mean).clamp_min(1e-30))
 
 
+def is_uneven(gram: Tensor, points: Tensor, energies: Tensor) -> bool:
+    """Whether the order of the interleaves is uneven; parameters: see `unevenness`."""
+    return unevenness(gram, points, energies) > _UNEVEN
+
+
 def fillings(points: Tensor, n_pixels: int, n_readouts: int) -> float:
     """How many times readouts along spirals fill k-space.
 
@@ -109,15 +119,32 @@ def fillings(points: Tensor, n_pixels: int, n_readouts: int) -> float:
     return n_readouts / arms if arms > 0 else float("inf")
 
 
-def few_readouts(points: Tensor, n_pixels: int, n_readouts: int, n_coefficients: int) -> str:
+def few_readouts(
+    gram: Tensor, points: Tensor, n_pixels: int, n_readouts: int, energies: Tensor, n_coils: int
+) -> str:
     """Why the readouts are too few for their coefficients, told by the protocol alone; empty if they are not.
 
-    Parameters: see `fillings`.
+    Parameters
+    ----------
+    gram
+        `(I, K, K)`: what the train did at each interleaf.
+    points
+        `(I, S, 2)` cycles per pixel.
+    n_pixels
+        Along the field of view.
+    energies
+        `(K,)`: energy of each coefficient in the dictionary, relative to the first.
     """
-    filled, needed = fillings(points, n_pixels, n_readouts), _FEW * n_coefficients
+    # Coefficients that hardly any signal needs do not count.
+    share = (energies / energies.sum()).cumsum(0)
+    n = min(int((share < _NEARLY_ALL).sum()) + 1, len(energies))
+    uneven = is_uneven(gram, points.reshape(-1, 2), energies)
+    needed = n * (_FEW_UNEVEN if uneven or n_coils < 2 else _FEW)
+    filled = fillings(points, n_pixels, n_readouts)
     if not filled < needed:
         return ""
+    what = " in an uneven order" if uneven else " of a single coil" if n_coils < 2 else ""
     return (
-        f"{n_readouts} readouts fill k-space {filled:.1f} times, for {n_coefficients} coefficients: expected "
+        f"{n_readouts} readouts{what} fill k-space {filled:.1f} times, for {n} coefficients: expected "
         f"{needed:.1f} times or more, else T2 is wrong by 10 % and more. Measure more timepoints"
     )

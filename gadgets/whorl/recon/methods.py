@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whorl.recon.calibration import unevenness
+from whorl.recon.calibration import is_uneven
 from whorl.recon.corrected import (
     Start,
     conjugate_gradients,
@@ -33,8 +33,6 @@ from whorl.recon.mask import widen
 from whorl.recon.normal import is_real, make_kernel
 from whorl.recon.slicedata import Estimate, Progress, SliceData
 
-#: Slow harmonics of the interleaves' trains above which their order is uneven.
-UNEVEN = 0.05
 #: Steps of the corrected start: of an even order; of an uneven one, and between how many of them coil maps
 #: and phase are refined.
 _STEPS, _UNEVEN_STEPS, _REFINED_EVERY = 4, 12, 3
@@ -155,7 +153,7 @@ def _begun(
     _assert_finite(data)
     sampling, J = data.sampling, len(data.calibrated)
     why = _no_common_phase(data, joint_phase(data.calibrated, data.energies[:J], phase_sigma(data)))
-    uneven = unevenness(sampling.gram, sampling.points, data.energies) > UNEVEN
+    uneven = is_uneven(sampling.gram, sampling.points, data.energies)
     begun = corrected_start(
         data,
         make_kernel(sampling, (data.mask.shape[0], data.mask.shape[1])),

@@ -242,8 +242,7 @@ class _Inspector:
                 self._look_at_order(kspace.gram, encoding, n_virtual, kspace.interleaves, buffer.order)
             lowrank = replace(self.settings, method="lowrank", b1="nominal")
             result = reconstruct_slice(kspace, encoding, dictionary, lowrank, None)
-            K = dictionary.basis.shape[1]
-            for note in shortcomings(part, buffer.head, encoding, protocol, K):
+            for note in shortcomings(part, buffer.head, encoding, protocol, kspace, dictionary):
                 result.remark("degraded", note)
             for note in self.report.of_each_slice:
                 result.remark("degraded", note)
