@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -74,9 +73,7 @@ def test_the_stream_ends_without_close() -> None:
 
 
 def test_gadgetron_vanishes() -> None:
-    started = time.monotonic()
     said = run_external(FULL_HEADER, [make_readout()], properties={"n_coefs": "5"}, vanish=True)
-    assert time.monotonic() - started < 30.0
     assert said.exit_code not in (0, None)
     assert "Traceback" not in said.output
 

@@ -7,7 +7,6 @@ radius of 50 mm, 4 in a square.
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -381,15 +380,6 @@ def test_labels_are_discs_within_the_spheres() -> None:
     small = sphere_labels(spheres, scene.shape, scene.pixel_mm, radius_mm=2.5)
     assert (labels[small > 0] == small[small > 0]).all()
     assert 0 < np.count_nonzero(small) < np.count_nonzero(labels) / 3
-
-
-def test_it_is_fast() -> None:
-    scene = Scene(shape=(256, 256), pixel_mm=(300 / 256, 300 / 256), background=2900.0)
-    image = scene.draw(truth("t1", "T1"))
-    begin = time.perf_counter()
-    assert find_spheres(image, scene.pixel_mm, quantity="T1") is not None
-    # 0.07 s where this was written.
-    assert time.perf_counter() - begin < 1
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,19 @@ FAR_LESS_S = 60.0
 QUICK = {"method": "inr", "iterations": 8, "levels": 4, "hidden": 24, "correction_steps": 1}
 
 
+class Hanging(threading.Event):
+    """What fits that hang wait for; `ran_out` if one was waited for until it gave up."""
+
+    ran_out = False
+
+
 @pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Hanging:
     """Fits of the INR hang, whatever they are told, until the event is set."""
-    released = threading.Event()
+    released = Hanging()
 
     def hang(*_: object, **__: object) -> None:
-        released.wait(HANGS_S)
+        released.ran_out |= not released.wait(HANGS_S)
         raise RuntimeError("released")
 
     monkeypatch.setattr(whorl.recon.methods, "fit_inr", hang)
@@ -56,11 +62,10 @@ def are_low_rank(result: Result, untouched: Result, slice_number: int = 0) -> No
 
 @pytest.mark.parametrize("deadline", ["deadline_s", "scan_deadline_s"])
 def test_a_fit_that_hangs_gives_low_rank_maps_at_the_deadline(
-    scan: Scan, untouched: Result, hanging: threading.Event, deadline: str
+    scan: Scan, untouched: Result, hanging: Hanging, deadline: str
 ) -> None:
-    began = time.monotonic()
     result = scan.run(method="inr", **{deadline: 1.0})
-    assert time.monotonic() - began < FAR_LESS_S
+    assert not hanging.ran_out
     hanging.set()
     are_low_rank(result, untouched)
     assert result.outcome.exit_code == 3
@@ -68,11 +73,10 @@ def test_a_fit_that_hangs_gives_low_rank_maps_at_the_deadline(
 
 
 def test_the_deadline_of_a_scan_is_that_of_all_its_slices(
-    scan: Scan, untouched: Result, hanging: threading.Event
+    scan: Scan, untouched: Result, hanging: Hanging
 ) -> None:
-    began = time.monotonic()
     result = scan.slices(3).run(method="inr", scan_deadline_s=0.5)
-    assert time.monotonic() - began < FAR_LESS_S
+    assert not hanging.ran_out
     hanging.set()
     assert result.slices() == [0, 1, 2]
     for number in range(3):
@@ -137,7 +141,7 @@ def test_the_preview_comes_first_and_is_the_low_rank_result(scan: Scan, untouche
     assert "low-rank maps ready after" in result.said
 
 
-def test_the_preview_of_a_fit_that_hangs_is_there_at_once(scan: Scan, hanging: threading.Event) -> None:
+def test_the_preview_of_a_fit_that_hangs_is_there_at_once(scan: Scan, hanging: Hanging) -> None:
     sent: list[int] = []
     four = threading.Event()
 
@@ -263,7 +267,7 @@ def test_where_both_fail_low_rank_maps_are_sent(
 
 
 def test_past_a_deadline_nothing_stands_in_but_what_is_ready(
-    scan: Scan, untouched: Result, hanging: threading.Event
+    scan: Scan, untouched: Result, hanging: Hanging
 ) -> None:
     result = scan.run(method="inr", fallback="llr", deadline_s=1.0)
     hanging.set()

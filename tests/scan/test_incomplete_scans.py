@@ -235,6 +235,14 @@ def test_a_unit_that_cannot_be_computed_with(scan: Scan, unit: float) -> None:
     assert "Scale data and noise" in str(error.value)
 
 
+@pytest.mark.parametrize("unit", [1e-38, 1e-20], ids="{:g}".format)
+def test_noise_readouts_in_another_unit(scan: Scan, unit: float) -> None:
+    for n in np.setdiff1d(np.arange(len(scan.data)), scan.imaging):
+        scan.data[n] = (scan.data[n] * unit).astype(np.complex64)
+    with pytest.raises(ScanError, match=r"as large as the noise .*expected less than 1e\+15 times"):
+        scan.run()
+
+
 @pytest.mark.parametrize("unit", [1e-13, 1e14], ids="{:g}".format)
 def test_a_unit_that_can(scan: Scan, untouched: Result, unit: float) -> None:
     largest = max(float(np.abs(scan.data[n]).max()) for n in scan.imaging)

@@ -24,6 +24,7 @@ from whorl.pipeline.protocol import Sources
 from whorl.scan.failure import ScanError
 from whorl.scan.girf import Girf, corrected, read_girf
 from whorl.scan.header import Header
+from whorl.scan.integrity import LARGEST
 from whorl.scan.trajectory import resolve_units, to_recon_pixels
 
 #: Readouts of which the virtual coils are chosen by region: enough for a full set of interleaves, whatever
@@ -208,7 +209,10 @@ def _played(
 
 
 def make_compression(sources: Sources, settings: Settings) -> Compress:
-    """What chooses the virtual coils of a slice."""
+    """What chooses the virtual coils of a slice, whitened.
+
+    It raises a `ScanError` if the readouts are beyond what can be computed with.
+    """
     header, table = sources.header, sources.trajectories
     V, energy = settings.virtual_coils, settings.coil_energy
     shape = (header.recon.matrix[1], header.recon.matrix[0])
@@ -245,4 +249,16 @@ def make_compression(sources: Sources, settings: Settings) -> Compress:
             )
         return rovir_matrix(*region_energies(low, region), V, energy=energy), ""
 
-    return {"svd": svd, "rovir": rovir, "off": nothing}[settings.compression]
+    choose: Compress = {"svd": svd, "rovir": rovir, "off": nothing}[settings.compression]
+
+    def checked(block: Tensor, places: Callable[[], NDArray[np.float32]]) -> tuple[Tensor, str]:
+        largest = float(block.abs().max())
+        if not largest < LARGEST:
+            times = f"{largest:.1e}" if math.isfinite(largest) else "more than 1e38"
+            raise ScanError(
+                f"the data are {times} times as large as the noise of the noise readouts: expected less than "
+                f"{LARGEST:g} times. Scale both alike where they are written, or set property whiten to off"
+            )
+        return choose(block, places)
+
+    return checked

@@ -191,7 +191,7 @@ def usable(
 
 _NOT_FINITE = "with values that are not finite were dropped"
 #: Largest sample of a scan, and least: squares of others, and sums of these, leave single precision.
-_LARGEST, _LEAST = 1e15, 1e-15
+LARGEST, _LEAST = 1e15, 1e-15
 _TOO_LARGE = "with samples of 1e15 or more were dropped"
 
 
@@ -206,16 +206,16 @@ def _unusable_values(readout: Readout) -> str:
     # What the weights in a third column are worth is seen when all of them are there.
     if not np.isfinite(largest) or not np.isfinite(readout.trajectory[:, :2]).all():
         return _NOT_FINITE
-    return "" if largest < _LARGEST else _TOO_LARGE
+    return "" if largest < LARGEST else _TOO_LARGE
 
 
 def _check_range(readouts: Collection[Readout]) -> None:
     """Refuse a scan whose unit is beyond what can be computed with; zeros are samples like others."""
     largest = [value for value in map(_largest, readouts) if np.isfinite(value) and value > 0]
-    beyond = [value for value in largest if not _LEAST < value < _LARGEST]
+    beyond = [value for value in largest if not _LEAST < value < LARGEST]
     if 2 * len(beyond) > len(readouts):
         raise UnusableScan(
             f"the largest sample of most readouts is beyond what can be computed with: expected more than "
-            f"{_LEAST:g} and less than {_LARGEST:g}, got {np.median(beyond):.1e}. Scale data and noise "
+            f"{_LEAST:g} and less than {LARGEST:g}, got {np.median(beyond):.1e}. Scale data and noise "
             f"readouts where they are written"
         )
