@@ -339,7 +339,7 @@ def on_both(scan: Scan, **properties: Any) -> Transfers:
     here = scan.copy().run(**properties)
     there, counted = run_on_pretend_device(scan.copy(), **properties)
     assert there.outcome == here.outcome
-    assert not there.outcome.failures  # a fit of three iterations is bad, and called so
+    assert there.outcome.exit_code == 0
     for role in QUANTITIES:
         a, b = there.physical(role), here.physical(role)
         assert np.isclose(a, b, rtol=APART).mean() > 0.995
@@ -365,9 +365,8 @@ def test_an_uneven_order_gives_the_maps_of_the_cpu(uneven_scan: Scan) -> None:
     for n in (6, 12):
         counted = on_both(uneven_scan, method="inr", correction_steps=n)
         waits.append(Counter(event for event in counted.waits if not event.line.startswith("physics/")))
-    # Each third step the coil maps are fitted again, and that asks the device; the steps do not.
-    grown = waits[1] - waits[0]
-    assert {event.line.split(":")[0] for event in grown} == {"kspace/coilmaps.py"}
+    # Neither a step waits, nor the coil maps that are fitted again after each third one.
+    assert not waits[1] - waits[0]
 
 
 # --- Which device it is -------------------------------------------------------------------------------------

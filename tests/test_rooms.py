@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulation": {"scan.readout"},  # how a readout is stored, and nothing of its reconstruction
     "physics": {"scan"},
     "kspace": {"scan"},
-    "recon": {"kspace", "physics"},
+    "recon": {"kspace"},
     "maps": {"scan"},
     "pipeline": {"config", "scan", "physics", "kspace", "recon", "maps"},
     "doors": {"config", "scan", "maps", "pipeline"},

@@ -76,6 +76,7 @@ def test_corrected_images_have_to_match_better() -> None:
         ("lowrank", {}, False),
         ("inr", {"preset": "seed"}, False),
         ("inr", {"correction_steps": 0}, False),
+        ("inr", {"guide": "off"}, False),
         ("llr", {"start": "adjoint"}, True),  # which stands in for the INR
     ],
 )

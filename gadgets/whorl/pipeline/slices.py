@@ -340,10 +340,10 @@ def wanted(settings: Settings) -> tuple[str, ...]:
 
 
 def is_corrected(method: str, settings: Settings) -> bool:
-    """Whether a method takes out what undersampling does to the images."""
-    return method == "llr" or (
-        method == "inr" and settings.start == "corrected" and settings.correction_steps != 0
-    )
+    """Whether a method takes out what undersampling does to the images. A fit from random values may not have
+    come so far."""
+    corrects = settings.start == "corrected" and settings.correction_steps != 0
+    return method == "llr" or (method == "inr" and corrects and settings.guide == "on")
 
 
 def images_and_maps(

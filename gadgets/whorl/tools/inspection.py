@@ -29,7 +29,7 @@ from whorl.pipeline.protocol import Item, Protocol, gather
 from whorl.pipeline.report import Report
 from whorl.pipeline.scan import device_of
 from whorl.pipeline.slices import reconstruct_slice
-from whorl.recon.pointspread import OrderCheck, check_order, spread, white_matter
+from whorl.tools.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
 from whorl.scan.readout import Readout

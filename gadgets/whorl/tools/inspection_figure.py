@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whorl.recon.pointspread import OrderCheck
+from whorl.tools.pointspread import OrderCheck
 from whorl.tools.inspection import FigureData
 
 _DPI = 110
