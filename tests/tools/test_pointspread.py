@@ -16,10 +16,10 @@ from whorl.kspace.density import density_compensation
 from whorl.kspace.nufft import make_nufft
 from whorl.physics.dictionary import Dictionary, build_dictionary
 from whorl.pipeline.dictionaries import dictionary_parameters
-from whorl.tools.pointspread import OrderCheck, TissueBias, check_order, disc, spread
 from whorl.scan.train import Train
 from whorl.simulation.encoding import interleaf_order
 from whorl.simulation.signals import jiang_train
+from whorl.tools.pointspread import OrderCheck, TissueBias, check_order, disc, spread
 
 I, S, T, SHAPE = 24, 300, 480, (64, 60)  # noqa: E741
 

@@ -29,10 +29,10 @@ from whorl.pipeline.protocol import Item, Protocol, gather
 from whorl.pipeline.report import Report
 from whorl.pipeline.scan import device_of
 from whorl.pipeline.slices import reconstruct_slice
-from whorl.tools.pointspread import OrderCheck, check_order, spread, white_matter
 from whorl.scan.failure import EndOfStream, ScanError
 from whorl.scan.integrity import Tally
 from whorl.scan.readout import Readout
+from whorl.tools.pointspread import OrderCheck, check_order, spread, white_matter
 
 #: Correlation of two coils, and SD of one relative to the median, from which on they are worth a word.
 _CORRELATED, _NOISY = 0.5, 3.0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from whorl.tools.pointspread import OrderCheck
 from whorl.tools.inspection import FigureData
+from whorl.tools.pointspread import OrderCheck
 
 _DPI = 110
 #: Interleaves that are drawn; more make the picture black.
