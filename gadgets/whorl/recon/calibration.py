@@ -132,8 +132,12 @@ def few_readouts(
         `(I, S, 2)` cycles per pixel.
     n_pixels
         Along the field of view.
+    n_readouts
+        That were measured.
     energies
         `(K,)`: energy of each coefficient in the dictionary, relative to the first.
+    n_coils
+        Virtual coils.
     """
     # Coefficients that hardly any signal needs do not count.
     share = (energies / energies.sum()).cumsum(0)

@@ -124,8 +124,7 @@ def joint_bilateral(
     def add_up(offsets: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         total, weights, squares = (torch.zeros_like(part) for part in (images, inside, inside))
         for down, right in offsets:
-            here = slice(0, H - down), slice(max(0, -right), W - max(0, right))
-            there = slice(down, H), slice(max(0, right), W + min(0, right))
+            here, there = side_by_side(down, right, (H, W))
             apart = (compared[:, here[0], here[1]] - compared[:, there[0], there[1]]).square_().sum(0)
             distance = apart / (variance[here] + variance[there])
             weight = (distance - K).clamp_min_(0).mul_(-1 / (2 * math.sqrt(2 * K))).exp_()
@@ -147,6 +146,16 @@ def joint_bilateral(
     ))  # fmt: skip
     weights = weights.where(mask, 1)
     return total / weights * inside, (squares / weights.square()).where(mask, 1)
+
+
+def side_by_side(
+    down: int, right: int, shape: tuple[int, int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Pixels of a raster that have one so far down (0 or more) and to the right, and these."""
+    H, W = shape
+    here = slice(0, H - down), slice(max(0, -right), W - max(0, right))
+    there = slice(down, H), slice(max(0, right), W + min(0, right))
+    return here, there
 
 
 def _half_disc(radius: float) -> list[tuple[int, int]]:

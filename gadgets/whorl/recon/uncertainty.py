@@ -24,6 +24,7 @@ from torch import Tensor
 
 from whorl.kspace.nufft import Nufft
 from whorl.kspace.slicebuffer import SubspaceKspace
+from whorl.recon.guide import side_by_side
 
 #: Width in pixels, and radius, of the neighbourhood of a pixel over which variances are averaged, and widths
 #: in log T1 and log T2 of what counts as one tissue. Of simulated brains and plates (low-rank and INR),
@@ -129,8 +130,7 @@ class Tissues:
         for down, right in ((y, x) for y in reach for x in reach if (y, x) > (0, 0)):
             if down >= Y or abs(right) >= X:
                 continue
-            here = (..., slice(0, Y - down), slice(max(0, -right), X - max(0, right)))
-            there = (..., slice(down, Y), slice(max(0, right), X + min(0, right)))
+            here, there = ((..., *part) for part in side_by_side(down, right, (Y, X)))
             apart = (self._places[here] - self._places[there]).square().sum(0)
             weight = (-apart - (down**2 + right**2) / (2 * _SIGMA**2)).exp() * inside[here] * inside[there]
             total[here] += weight * image[there]
